@@ -1,0 +1,69 @@
+# Every target sets itself up: Python 3.11 or newer and make are all that is needed, and everything stays in .venv.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# The first interpreter that is new enough and can create virtual environments; `make PYTHON=…` overrules it.
+CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
+PYTHON ?= $(shell for candidate in $(CANDIDATES); do \
+	"$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { echo "$$candidate"; break; }; done)
+
+SEEDS ?= 100000
+JOBS ?= 2
+PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
+CHECKED = $(wildcard src tests benchmarks examples)
+
+.PHONY: help demo test check format bench simulate load clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.installed ## Watch four nodes survive the death of their primary (under a minute)
+	@.venv/bin/hotspare demo
+
+test: .venv/.installed-dev ## Run the tests (at most eight minutes on two cores)
+	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+check: .venv/.installed-dev ## Check format, lint and types
+	@.venv/bin/ruff format --check $(CHECKED)
+	@.venv/bin/ruff check $(CHECKED)
+	@.venv/bin/mypy $(CHECKED)
+
+format: .venv/.installed-dev ## Format the code, and fix what the linter can
+	@.venv/bin/ruff check --fix $(CHECKED)
+	@.venv/bin/ruff format $(CHECKED)
+
+bench: .venv/.installed-dev ## Run the benchmarks at full size
+	@.venv/bin/python -m benchmarks $(ARGS)
+
+simulate: .venv/.installed-dev ## Simulate whole clusters under faults: make simulate SEEDS=100000
+	@.venv/bin/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
+
+load: .venv/.installed-dev ## Run the long load test
+	@.venv/bin/python -m tests.load $(ARGS)
+
+clean: ## Remove the virtual environment and everything the tools left behind
+	@rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "hotspare needs Python 3.11 or newer with its venv module; found: $$(python3 --version 2>&1)." >&2; \
+		echo "Install one (on Debian and Ubuntu: python3 and python3-venv), or name one: make PYTHON=/path/to/python3" >&2; \
+		exit 1; \
+	fi
+	@echo "Creating .venv with $(PYTHON) ..."
+	@$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml | .venv/bin/python
+	@echo "Installing hotspare into .venv ..."
+	@$(PIP) install --editable '.[fast]'
+	@touch $@
+
+# A superset of the above. Dependency groups need a newer pip than Python 3.11 brings along.
+.venv/.installed-dev: pyproject.toml | .venv/bin/python
+	@echo "Installing hotspare and its development tools into .venv ..."
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@$(PIP) install --editable '.[fast]' --group dev
+	@touch .venv/.installed $@

@@ -1,0 +1,17 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+
+# The surroundings of whoever runs the tests must not configure the nodes in them.
+for variable in [name for name in os.environ if name.startswith("HOTSPARE_")]:
+    del os.environ[variable]
+
+# No deadline: how long an example takes says something about the machine. In CI the same examples every time.
+hypothesis.settings.register_profile(
+    "hotspare", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI"))
+)
+hypothesis.settings.load_profile("hotspare")
