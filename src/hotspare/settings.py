@@ -1,0 +1,374 @@
+"""The settings of a node: one frozen value, valid by construction.
+
+They come from a TOML file, the environment and keyword arguments; later ones win. Types, limits and defaults
+stand once, at the fields. Types are exact: true is not a number, and "100" is one in the environment only.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from hotspare.errors import ConfigError
+
+__all__ = ["Address", "Settings", "is_loopback"]
+
+TABLE = "session_replication"
+DEFAULT_FILE = "hotspare.toml"
+ENVIRONMENT_PREFIX = "HOTSPARE_"
+FILE_VARIABLE = "HOTSPARE_CONFIG"
+# What Kubernetes tells every pod about services called hotspare or hotspare-something.
+SERVICE_LINK = re.compile(
+    r"HOTSPARE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
+)
+
+MAX_REPLICAS = 6
+"""Other members than the node itself: more than seven voters make every write slower and nothing safer."""
+
+Text = Annotated[str, Meta(min_length=1)]
+Count = Annotated[int, Meta(ge=1, le=10_000)]
+# An hour is longer than anything here can sensibly wait.
+Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
+Ttl = Annotated[int, Meta(ge=1, le=100 * 366 * 86_400_000)]
+SessionSize = Annotated[int, Meta(ge=1, le=2**20)]
+MemorySize = Annotated[int, Meta(ge=2**20, le=2**46)]
+# With one missed check as the limit, every late heartbeat would be a failover.
+Threshold = Annotated[int, Meta(ge=2, le=100)]
+
+# What this version can do of the settings whose features are still to come: any other value is refused.
+AVAILABLE: Mapping[str, tuple[Any, ...]] = {
+    "role": ("member",),
+    "storage_mode": ("memory",),
+    "ack": ("quorum",),
+    "cluster_key": (None,),
+    "cluster_key_file": (None,),
+    "encryption_key": (None,),
+    "tls_cert": (None,),
+    "tls_key": (None,),
+    "tls_ca": (None,),
+    "redis_url": (None,),
+}
+
+# Never shown: not in an error, not in a repr.
+SECRET = frozenset({"cluster_key", "encryption_key", "redis_url"})
+
+# The original's names for them.
+STORAGE_ALIASES = {"ets": "memory", "mnesia": "disk"}
+
+
+class Address(NamedTuple):
+    """Where a node listens. Written host:port, with an IPv6 host in brackets: [::1]:7401."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str, *, key: str = "address", ephemeral: bool = False) -> Address:
+        """Reads host:port, and brings the host into its one canonical spelling.
+
+        `key` is the setting that an error names. Port 0, any free port, is for `ephemeral` addresses only.
+        Raises ConfigError.
+        """
+        host, colon, port = text.rpartition(":")
+        if not colon:
+            _reject_address(key, f"{text!r} has no port")
+        if not re.fullmatch(r"[0-9]{1,5}", port) or not (0 if ephemeral else 1) <= int(port) <= 65535:
+            _reject_address(key, f"{text!r} has no port from 1 to 65535")
+        if host.startswith("[") and host.endswith("]"):
+            host = _canonical_ip(host[1:-1], 6) or _reject_address(key, f"{text!r} holds no IPv6 address")
+        elif ":" in host:
+            _reject_address(key, f"{text!r} is no host and port; an IPv6 address needs brackets: [::1]:7401")
+        elif re.fullmatch(r"[0-9.]+", host):
+            host = _canonical_ip(host, 4) or _reject_address(key, f"{text!r} holds no IPv4 address")
+        elif len(host) > 253 or not re.fullmatch(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?", host):
+            _reject_address(key, f"{text!r} has no usable host name")
+        return cls(host.lower(), int(port))
+
+
+def _canonical_ip(text: str, version: int) -> str | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return str(address) if address.version == version else None
+
+
+def _reject_address(key: str, problem: str) -> NoReturn:
+    raise ConfigError(key, problem, "host:port, such as 127.0.0.1:7401")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`. No name but localhost counts: names can change."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be set. An instance that exists is valid: anything else raises ConfigError.
+
+    Several sources: `Settings.load`.
+    """
+
+    enabled: bool = True
+    """Whether to replicate at all; false keeps sessions in this process only, without a network."""
+
+    node: Text = "127.0.0.1:7401"
+    """The node's name, and its address (host:port) unless `listen` and `advertise` say otherwise."""
+    listen: Text | None = None
+    """Where it listens; `node` when not given. Port 0 takes any free port."""
+    advertise: Text | None = None
+    """Where the others reach it; `node` when not given."""
+    replica_nodes: tuple[Text, ...] = ()
+    """The other nodes. The node's own name may be among them: all nodes can share one list."""
+    role: Literal["member", "observer"] = "member"
+
+    batch_size: Count = 100
+    batch_timeout_ms: Milliseconds = 20
+    """How long a write waits for company, at most; a lone write does not wait."""
+    replication_rpc_timeout_ms: Milliseconds = 5000
+    """How long a write may take, a failover included."""
+    ack: Literal["quorum", "all"] = "quorum"
+
+    health_check_interval_ms: Milliseconds = 200
+    """Time between two heartbeats."""
+    failure_threshold: Threshold = 5
+    """Missed heartbeats after which a silent node counts as gone."""
+    max_staleness_ms: Milliseconds = 1000
+    """How long a copy that hears nothing from the primary goes on answering reads."""
+    max_clock_skew_ms: Milliseconds = 500
+    """How far the nodes' clocks may differ."""
+
+    storage_mode: Literal["memory", "disk", "redis"] = "memory"
+    """`ets` and `mnesia` are accepted for memory and disk."""
+    data_dir: Text | None = None
+    """Where a daemon keeps its store; chosen by `storage_mode` when not given."""
+    max_memory_bytes: MemorySize = 2**30
+    """What all sessions together may take; before it is reached, writes that need more are refused."""
+    cleanup_interval_ms: Milliseconds = 30_000
+    """How often an idle primary removes expired sessions."""
+
+    default_ttl_ms: Ttl | None = None
+    """The TTL of sessions stored without one; when not set, a TTL must be given."""
+    max_session_size_bytes: SessionSize = 65_536
+    """Of one session's data, encoded."""
+    enable_compression: bool = False
+    """Whether to compress larger sessions where they are written; needs the extra `compression`."""
+
+    cluster_key: Text | None = None
+    cluster_key_file: Text | None = None
+    encryption_key: Text | None = None
+    tls_cert: Text | None = None
+    tls_key: Text | None = None
+    tls_ca: Text | None = None
+    redis_url: Text | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        environ: Mapping[str, str] | None = None,
+        **overrides: Any,
+    ) -> Settings:
+        """Settings from a TOML file (`[session_replication]`), HOTSPARE_<KEY> variables and arguments.
+
+        Without `path` the file is the one HOTSPARE_CONFIG names, or else `hotspare.toml` in the working
+        directory, if it is there. Empty variables and arguments that are None count as not given. Raises
+        ConfigError for an unknown key, a bad value, and a file that cannot be read.
+        """
+        environ = os.environ if environ is None else environ
+        given = ((key, value, "") for key, value in overrides.items() if value is not None)
+        values: dict[str, Any] = {}
+        sources: dict[str, str] = {}
+        for key, value, source in chain(_read_file(path, environ), _read_environment(environ), given):
+            _check_known(key, source)
+            values[key], sources[key] = value, source
+        try:
+            return cls(**values)
+        except ConfigError as exc:
+            exc.source = sources.get(exc.key, "")
+            raise
+
+    def __post_init__(self) -> None:
+        set_value = msgspec.structs.force_setattr
+        for key in KEYS:
+            set_value(self, key, _checked(key, getattr(self, key)))
+        for key, allowed in AVAILABLE.items():
+            _check_available(key, getattr(self, key), allowed)
+        set_value(self, "node", str(self.address))
+        set_value(self, "replica_nodes", self._other_nodes())
+        self._check_reach()
+
+    @property
+    def address(self) -> Address:
+        return Address.parse(self.node, key="node")
+
+    @property
+    def listen_address(self) -> Address:
+        return (
+            self.address if self.listen is None else Address.parse(self.listen, key="listen", ephemeral=True)
+        )
+
+    @property
+    def advertise_address(self) -> Address:
+        return self.address if self.advertise is None else Address.parse(self.advertise, key="advertise")
+
+    @property
+    def election_timeout_ms(self) -> int:
+        """How long silence lasts until it means that a node is gone."""
+        return self.health_check_interval_ms * self.failure_threshold
+
+    def _other_nodes(self) -> tuple[str, ...]:
+        names = [str(Address.parse(text, key="replica_nodes")) for text in self.replica_nodes]
+        for position, name in enumerate(names):
+            if name in names[:position]:
+                raise ConfigError("replica_nodes", f"{name} is listed twice", "every node once")
+        others = tuple(name for name in names if name != self.node)
+        if len(others) > MAX_REPLICAS:
+            raise ConfigError(
+                "replica_nodes", f"it lists {len(others)} other nodes", f"at most {MAX_REPLICAS}"
+            )
+        return others
+
+    def _check_reach(self) -> None:
+        """Nothing protects the traffic between nodes that share no key, so it must not leave the machine."""
+        addresses = [
+            ("listen" if self.listen else "node", self.listen_address),
+            ("advertise" if self.advertise else "node", self.advertise_address),
+            *(("replica_nodes", Address.parse(name)) for name in self.replica_nodes),
+        ]
+        if self.enabled and self.cluster_key is None and self.cluster_key_file is None:
+            for key, address in addresses:
+                _require_loopback(key, address)
+
+    def __repr__(self) -> str:
+        changed = {
+            key: "(hidden)" if key in SECRET else value
+            for (key, value), default in zip(
+                msgspec.structs.asdict(self).items(), self.__struct_defaults__, strict=True
+            )
+            if value != default
+        }
+        return f"Settings({', '.join(f'{key}={value!r}' for key, value in changed.items())})"
+
+
+KEYS: tuple[str, ...] = Settings.__struct_fields__
+_TYPES: dict[str, Any] = {
+    key: hint for key, hint in get_type_hints(Settings, include_extras=True).items() if key in KEYS
+}
+
+
+def _check_known(key: str, source: str) -> None:
+    if key in KEYS:
+        return
+    near = get_close_matches(key, KEYS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(KEYS)}"
+    raise ConfigError(key, "there is no such setting", f"one that exists; {hint}", source)
+
+
+def _checked(key: str, value: Any, source: str = "", *, exactly: bool = True) -> Any:
+    if key == "storage_mode" and isinstance(value, str):
+        value = STORAGE_ALIASES.get(value, value)
+    try:
+        return msgspec.convert(value, _TYPES[key], strict=exactly)
+    except msgspec.ValidationError:
+        problem = "its value does not fit" if key in SECRET else f"{value!r:.100} does not fit"
+        raise ConfigError(key, problem, _describe(_TYPES[key]), source) from None
+
+
+def _check_available(key: str, value: Any, allowed: Sequence[Any]) -> None:
+    if value in allowed:
+        return
+    if None in allowed:
+        raise ConfigError(key, "this version does not have it yet", "no value")
+    raise ConfigError(key, f"this version does not have {value!r} yet", " or ".join(map(str, allowed)))
+
+
+def _require_loopback(key: str, address: Address) -> None:
+    if not is_loopback(address.host):
+        raise ConfigError(
+            key,
+            f"{address} can be reached from other machines, and without a cluster_key anyone there could "
+            "read and change all sessions",
+            "a loopback address (127.0.0.0/8, ::1 or localhost)",
+        )
+
+
+def _describe(hint: Any) -> str:
+    """A type and its limits in words."""
+    kind = msgspec.inspect.type_info(hint)
+    if isinstance(kind, msgspec.inspect.UnionType):  # with None, which nobody writes
+        kind = kind.types[0]
+    match kind:
+        case msgspec.inspect.BoolType():
+            return "true or false"
+        case msgspec.inspect.IntType(ge=low, le=high):
+            return f"a whole number from {low} to {high}"
+        case msgspec.inspect.StrType():
+            return "a text that is not empty"
+        case msgspec.inspect.LiteralType(values=values):
+            return f"one of {', '.join(map(str, values))}"
+        case msgspec.inspect.VarTupleType():
+            return "a list of host:port"
+    raise AssertionError(f"there are no words for settings of the kind {kind}")
+
+
+def _read_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
+    """Key, value and source of every setting there. Numbers are written as text, and lists with commas."""
+    for variable, text in environ.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or not text:
+            continue
+        if variable == FILE_VARIABLE or SERVICE_LINK.fullmatch(variable):
+            continue
+        key = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        source = f"the environment variable {variable}"
+        yield key, _from_text(key, text, source) if key in KEYS else text, source
+
+
+def _from_text(key: str, text: str, source: str) -> Any:
+    value = [part.strip() for part in text.split(",")] if key == "replica_nodes" else text.strip()
+    return _checked(key, value, source, exactly=False)
+
+
+def _read_file(
+    path: str | os.PathLike[str] | None, environ: Mapping[str, str]
+) -> Iterator[tuple[str, Any, str]]:
+    """Key, value and source of every setting in the file. Only the default file may be missing."""
+    named = path or environ.get(FILE_VARIABLE)
+    file = Path(named or DEFAULT_FILE)
+    if not named and not file.exists():
+        return
+    source = f"the file {file}"
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError("config", f"{file} cannot be read ({exc.strerror})", "a file that exists") from exc
+    except ValueError as exc:
+        raise ConfigError(
+            "config", f"{file} is not TOML ({exc})", f"a TOML file with a table [{TABLE}]"
+        ) from exc
+    table = content.pop(TABLE, {})
+    for stray in content:
+        raise ConfigError(
+            stray, f"it stands outside the table [{TABLE}]", "every setting in that table", source
+        )
+    if not isinstance(table, dict):
+        raise ConfigError(TABLE, f"{table!r:.100} is no table", f"settings under [{TABLE}]", source)
+    for key, value in table.items():
+        yield key, value, source
