@@ -1,0 +1,774 @@
+"""The replicated state machine: what the entries of the log do to the sessions.
+
+The problem: every copy applies the same log by itself, years and versions apart, and all must end with the
+same bytes. So everything here follows from the log alone. There is one clock, the stamp of the entry being
+applied; a session is gone once `expires_at_ms <= stamp_ms`, whether it has been pruned yet or not. Limits
+travel in the commands. Nothing is compressed here, no setting of the node is consulted, and whatever an
+entry holds, it ends as a result and not as an exception: a command that stopped one copy would stop them
+all.
+
+**Exactly once.** A write whose answer got lost is sent again, perhaps through another leader, and must not
+run twice. Who issues writes therefore registers as an *origin* (Ongaro, "Consensus: bridging theory and
+practice", 6.3): the index of its registration is its id, and it numbers its commands from 1. They run
+strictly in that order. A number at or below the last one is answered from the stored results; a gap is
+refused, to be sent again in order. The origin says up to which number it has seen results, and those are
+forgotten. Highest-number-wins would not do: commands that overtook each other would count as done without
+having run.
+
+**No late surprises.** Each command carries a deadline in cluster time. Under a later stamp it is refused,
+and its number counts as done, so that the following ones go on. A caller who gave up knows that after the
+deadline nothing happens any more.
+
+**Bounded steps.** A hundred thousand sessions that expire in one moment must not stall every copy at once:
+each batch prunes at most `PRUNE_PER_BATCH` of them, in (expires_at_ms, id) order.
+
+The rows (integers big-endian), in the store's `table` space, where a snapshot finds them with the sessions:
+
+    "c"                       applied index and term, stamp, count, bytes, digest
+    "o" origin                last number, seen number, stamp and rank of its last activity
+    "r" origin, first number  the results of one run of commands, 8 bytes each
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from struct import Struct, pack, unpack
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from hotspare.errors import ProtocolError, StoreCorrupt
+from hotspare.session import (
+    MAX_ID_BYTES,
+    MAX_TTL_MS,
+    data_checksum,
+    digest_term,
+    pack_record,
+    record_checksum,
+    record_data,
+    record_expires_at_ms,
+    record_flags,
+    record_version,
+    splice,
+    with_expiry,
+)
+from hotspare.store import ExpiryIndex, Space, Store, Transaction
+
+REGISTRATION: Final = 2
+"""The kind of a log entry that registers an origin. Its payload is a `Registration`."""
+
+BATCH: Final = 3
+"""The kind of a log entry that runs commands. Its payload comes from `encode_batch`."""
+
+MAX_COMMANDS_PER_BATCH: Final = 1 << 16
+"""A version is the index of its entry and the command's position in it, which has 16 bits."""
+
+PRUNE_PER_BATCH: Final = 512
+"""Expired sessions that one batch deletes: some milliseconds of work on the slower store. So for origins."""
+
+ORIGIN_TTL_MS: Final = 10 * 60 * 1000
+"""An origin that issued nothing for so long is forgotten: far longer than any write may take."""
+
+MAX_ORIGINS: Final = 1 << 16
+"""A bound on what clients that come, write once and go can make every copy remember."""
+
+MAX_UNSEEN: Final = 1 << 16
+"""Results kept for one origin. It waits for answers long before: its own writes in flight are bounded too."""
+
+SESSION_OVERHEAD_BYTES: Final = 200
+"""What a session is taken to occupy beside its id and its record: entries of two trees and the free part of
+their pages in one store, entries of dictionaries and headers of objects in the other. One estimate for both,
+because all copies must agree on when they are full."""
+
+
+# What the log holds. The bounds in these types are those of the fields that keep the values: what exceeds
+# them is no command at all, and is refused before it enters the log. Rules for sessions are up to `apply`.
+
+_U4 = Annotated[int, Meta(ge=0, le=15)]
+_U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+_Count = Annotated[int, Meta(ge=0, le=MAX_COMMANDS_PER_BATCH)]
+_Number = Annotated[int, Meta(ge=1, le=2**62)]
+_Natural = Annotated[int, Meta(ge=0, le=2**62)]
+
+
+class _Encoded(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, gc=False):
+    """A field that is not known is refused: copies of different age would make different things of it."""
+
+
+UNCONDITIONAL: Final = 0
+IF_ABSENT: Final = -1
+IF_PRESENT: Final = -2
+
+
+class Put(_Encoded, frozen=True, tag=0):
+    """Stores a session. `condition`: one of the above, or the version that must be there."""
+
+    id: bytes
+    data: bytes
+    flags: _U4
+    checksum: _U32
+    ttl_ms: int
+    deadline_ms: int
+    condition: int = UNCONDITIONAL
+
+
+class Delete(_Encoded, frozen=True, tag=1):
+    id: bytes
+    deadline_ms: int
+    condition: int = UNCONDITIONAL
+
+
+class Touch(_Encoded, frozen=True, tag=2):
+    """Moves the expiry and nothing else: version and data stay, so that it never undoes a write."""
+
+    id: bytes
+    ttl_ms: int
+    deadline_ms: int
+
+
+class Patch(_Encoded, frozen=True, tag=3):
+    """Removes and sets encoded top-level fields, unless the data would grow beyond `limit_bytes`."""
+
+    id: bytes
+    set: list[tuple[str, bytes]]
+    remove: list[str]
+    deadline_ms: int
+    condition: int
+    limit_bytes: int
+
+
+class Rotate(_Encoded, frozen=True, tag=4):
+    """Gives a session a new id and a new version; data and expiry stay."""
+
+    id: bytes
+    new_id: bytes
+    deadline_ms: int
+
+
+Command: TypeAlias = Put | Delete | Touch | Patch | Rotate
+
+
+class Group(_Encoded, frozen=True):
+    """Commands of one origin, numbered from `first`; it has seen the results up to number `seen`.
+
+    One without commands keeps its origin alive and tells what that has seen.
+    """
+
+    origin: _Natural
+    first: _Number
+    count: _Count
+    seen: _Natural
+    commands: list[Command]
+
+
+class RawGroup(_Encoded, frozen=True):
+    """The same bytes, with the commands as their origin encoded them: so groups travel to the leader."""
+
+    origin: _Natural
+    first: _Number
+    count: _Count
+    seen: _Natural
+    commands: msgspec.Raw
+
+
+class Batch(_Encoded, frozen=True):
+    """The payload of a `BATCH` entry. `full`: the primary has no room left for puts and patches."""
+
+    stamp_ms: _Natural
+    full: bool
+    groups: list[Group]
+
+
+class RawBatch(_Encoded, frozen=True):
+    stamp_ms: _Natural
+    full: bool
+    groups: Sequence[RawGroup]
+
+
+class Registration(_Encoded, frozen=True):
+    """The payload of a `REGISTRATION` entry. By the nonce, who asked for it recognises it."""
+
+    nonce: bytes
+    stamp_ms: _Natural
+
+    def encode(self) -> bytes:
+        return _encode(self)
+
+
+def encode_commands(commands: Sequence[Command]) -> msgspec.Raw:
+    return msgspec.Raw(_encode(commands))
+
+
+def check_group(group: RawGroup) -> None:
+    """Raises `ProtocolError` unless the commands decode: for the leader, before they enter the log."""
+    try:
+        commands = _decode_commands(group.commands)
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise ProtocolError(f"it sent commands that do not decode ({exc})", "encoded commands") from exc
+    if len(commands) != group.count:
+        raise _miscounted(group.count, len(commands))
+
+
+def encode_batch(stamp_ms: int, full: bool, groups: Sequence[RawGroup]) -> bytes:
+    """Raises ValueError if there are more commands or groups than `MAX_COMMANDS_PER_BATCH`."""
+    size = max(len(groups), sum(group.count for group in groups))
+    if size > MAX_COMMANDS_PER_BATCH:
+        raise ValueError(
+            f"{size} commands or groups in a batch; at most {MAX_COMMANDS_PER_BATCH} get a version"
+        )
+    return _encode(RawBatch(stamp_ms, full, groups))
+
+
+def decode_batch(payload: bytes) -> Batch:
+    """Raises `ProtocolError` for what no leader that checked its groups has written."""
+    try:
+        batch = _decode_batch(payload)
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise ProtocolError(f"a batch in the log does not decode ({exc})", "an encoded batch") from exc
+    for group in batch.groups:
+        if len(group.commands) != group.count:
+            raise _miscounted(group.count, len(group.commands))
+    return batch
+
+
+def decode_registration(payload: bytes) -> Registration:
+    """Raises `ProtocolError`."""
+    try:
+        return _decode_registration(payload)
+    except msgspec.MsgspecError as exc:
+        raise ProtocolError(f"a registration in the log does not decode ({exc})", "a registration") from exc
+
+
+def stamp_of(kind: int, payload: bytes) -> int | None:
+    """The cluster time of an entry in UNIX ms, None if its kind has none. Raises `ProtocolError`."""
+    if kind == REGISTRATION:
+        return decode_registration(payload).stamp_ms
+    return decode_batch(payload).stamp_ms if kind == BATCH else None
+
+
+def _miscounted(announced: int, found: int) -> ProtocolError:
+    return ProtocolError(f"a group announced {announced} commands and holds {found}", "as many as announced")
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_batch = msgspec.msgpack.Decoder(Batch).decode
+_decode_commands = msgspec.msgpack.Decoder(list[Command]).decode
+_decode_registration = msgspec.msgpack.Decoder(Registration).decode
+
+
+# What comes of it. The result of a command is one integer.
+
+ABSENT: Final = 0
+"""There was no such session. Above it: done; of put, patch and rotate it is the new version."""
+
+CONFLICT_ABSENT: Final = -1
+"""The condition asked for a session, and there was none. For other conflicts see `conflicting_version`."""
+
+EXPIRED: Final = -2
+"""Ordered after its deadline."""
+FULL: Final = -3
+"""The cluster has no room for puts and patches."""
+TOO_LARGE: Final = -4
+"""The patched data would exceed the command's limit."""
+UNMERGEABLE: Final = -5
+"""The data is compressed or encrypted, or no mapping: its origin must merge it."""
+TAKEN: Final = -6
+"""The new id of a rotation holds a session."""
+FORGOTTEN: Final = -7
+"""It ran, and its origin said that it had seen the result."""
+INVALID: Final = -8
+"""An id, TTL, condition, checksum or data that no origin should have let pass."""
+
+
+def conflicting_version(result: int) -> int | None:
+    """The version that was there, if the result is a failed condition's (other than `CONFLICT_ABSENT`)."""
+    return -result if result <= -MAX_COMMANDS_PER_BATCH else None
+
+
+class Results(_Encoded, frozen=True, tag=0):
+    """The group's commands have run, now or before."""
+
+    origin: int
+    first: int
+    results: list[int]
+
+
+class Gap(_Encoded, frozen=True, tag=1):
+    """Nothing of the group ran. Number `expected` comes next; if that is `first`, the origin has
+    `MAX_UNSEEN` results to see before."""
+
+    origin: int
+    first: int
+    expected: int
+
+
+class UnknownOrigin(_Encoded, frozen=True, tag=2):
+    """Nothing of the group ran now. Whether it had run before is not known any more."""
+
+    origin: int
+    first: int
+    count: int
+
+
+class Registered(_Encoded, frozen=True, tag=3):
+    nonce: bytes
+    origin: int
+
+
+Outcome: TypeAlias = Results | Gap | UnknownOrigin | Registered
+
+
+class Totals(NamedTuple):
+    """Follows from the sessions alone. Two tables that applied the same log have the same totals."""
+
+    sessions: int = 0
+    bytes: int = 0
+    """Of ids and records."""
+    digest: int = 0
+    """The sum of the records' `digest_term`s modulo 2**64."""
+
+
+def recount(sessions: Iterable[tuple[bytes, bytes]]) -> Totals:
+    """The totals of these rows (`transaction.sessions.scan()`), from scratch."""
+    count = size = digest = 0
+    for id, record in sessions:
+        count += 1
+        size += len(id) + len(record)
+        digest += digest_term(record)
+    return Totals(count, size, digest & _U64)
+
+
+class Table:
+    """The sessions and origins of one copy. What it caches of its rows, `save` writes once a group commit.
+
+    If `apply` raises or the transaction is aborted, the table must be reloaded before it is used again.
+    """
+
+    applied_index: int
+    applied_term: int
+    stamp_ms: int
+    """Cluster time of the last entry that had one, in UNIX ms. Never goes back."""
+    totals: Totals
+
+    def __init__(self, txn: Transaction) -> None:
+        self.reload(txn)
+
+    def reload(self, txn: Transaction) -> None:
+        """Takes everything from the rows: at the start, after an abort, after a snapshot was installed."""
+        row = txn.table.get(_COUNTERS_KEY)
+        self.applied_index, self.applied_term, self.stamp_ms, *totals = _COUNTERS.unpack(row or _NO_COUNTERS)
+        self.totals = Totals(*totals)
+        self._origins = _Origins(txn.table)
+        self._saved = row
+
+    def save(self, txn: Transaction) -> None:
+        """Writes what changed since the last time. Must come before the commit of what was applied."""
+        row = _COUNTERS.pack(self.applied_index, self.applied_term, self.stamp_ms, *self.totals)
+        if row != self._saved:
+            txn.table[_COUNTERS_KEY] = row
+            self._saved = row
+        self._origins.save(txn.table)
+
+    @property
+    def count(self) -> int:
+        """Sessions kept, expired ones that are not pruned yet included."""
+        return self.totals.sessions
+
+    @property
+    def bytes_used(self) -> int:
+        """About what the sessions occupy; equal on all copies."""
+        return self.totals.bytes + self.totals.sessions * SESSION_OVERHEAD_BYTES
+
+    @property
+    def digest(self) -> str:
+        return f"{self.totals.digest:016x}"
+
+    @property
+    def origins_count(self) -> int:
+        return len(self._origins)
+
+    def has_origin(self, origin: int) -> bool:
+        return self._origins.find(origin) is not None
+
+    def prune_due(self, store: Store, stamp_ms: int) -> bool:
+        """Whether a batch without commands, of that stamp, would have something to prune."""
+        return self._origins.due(stamp_ms) or store.due_count(stamp_ms) > 0
+
+    def apply(self, txn: Transaction, index: int, term: int, kind: int, payload: bytes) -> list[Outcome]:
+        """Runs one committed entry. The outcomes are those of its groups, in order, or of its registration.
+
+        Raises `ProtocolError` if the payload does not decode, and `StoreCorrupt`. This copy must stop then.
+        """
+        assert index > self.applied_index, f"entry {index} was applied before {self.applied_index}"
+        self.applied_index = index
+        self.applied_term = term
+        if kind == BATCH:
+            return self._run(txn, index, decode_batch(payload))
+        if kind == REGISTRATION:
+            return [self._register(txn, index, decode_registration(payload))]
+        return []
+
+    def _register(self, txn: Transaction, index: int, registration: Registration) -> Outcome:
+        self._advance(txn, registration.stamp_ms)
+        self._origins.register(txn.table, index, self.stamp_ms)
+        return Registered(registration.nonce, index)
+
+    def _run(self, txn: Transaction, index: int, batch: Batch) -> list[Outcome]:
+        self._advance(txn, batch.stamp_ms)
+        sessions = _Sessions(txn, self.stamp_ms, batch.full, self.totals)
+        outcomes: list[Outcome] = []
+        version = index << 16
+        for rank, group in enumerate(batch.groups, index << 16):
+            outcomes.append(self._run_group(txn.table, sessions, group, version, rank))
+            version += group.count
+        sessions.prune()
+        self.totals = sessions.totals()
+        return outcomes
+
+    def _run_group(self, table: Space, sessions: _Sessions, group: Group, version: int, rank: int) -> Outcome:
+        origin = self._origins.find(group.origin)
+        if origin is None:
+            return UnknownOrigin(group.origin, group.first, group.count)
+        self._origins.note_activity(origin, self.stamp_ms, rank)
+        origin.forget_seen(table, group.seen)
+        if not group.commands:
+            return Results(group.origin, group.first, [])
+        done = origin.last + 1 - group.first
+        if done < 0 or group.count - done > MAX_UNSEEN - (origin.last - origin.seen):
+            return Gap(group.origin, group.first, origin.last + 1)
+        if not done:
+            results = sessions.run(group.commands, version)
+            origin.keep(table, results)
+            return Results(group.origin, group.first, results)
+        results = origin.stored_results(table, group.first, min(done, group.count))
+        if done < group.count:
+            fresh = sessions.run(group.commands[done:], version + done)
+            origin.keep(table, fresh)
+            results += fresh
+        return Results(group.origin, group.first, results)
+
+    def _advance(self, txn: Transaction, stamp_ms: int) -> None:
+        # A new leader whose clock is behind must not bring sessions back.
+        self.stamp_ms = max(self.stamp_ms, stamp_ms)
+        self._origins.expire(txn.table, self.stamp_ms)
+
+
+class _Sessions:
+    """The sessions as the commands of one batch meet them: in its transaction, at its stamp."""
+
+    __slots__ = ("_bytes", "_count", "_digest", "_expiry", "_full", "_get", "_records", "_stamp_ms")
+
+    def __init__(self, txn: Transaction, stamp_ms: int, full: bool, totals: Totals) -> None:
+        self._records: Space = txn.sessions
+        self._get = txn.sessions.get
+        self._expiry: ExpiryIndex = txn.expiry
+        self._stamp_ms = stamp_ms
+        self._full = full
+        self._count, self._bytes, self._digest = totals
+
+    def totals(self) -> Totals:
+        return Totals(self._count, self._bytes, self._digest & _U64)
+
+    def run(self, commands: list[Command], version: int) -> list[int]:
+        """The results; the first command's version is `version`."""
+        return [_RUN[type(command)](self, command, at) for at, command in enumerate(commands, version)]
+
+    def prune(self) -> None:
+        for expires_at_ms, id in self._expiry.due(self._stamp_ms, PRUNE_PER_BATCH):
+            record = self._records.pop(id)
+            if record is None:
+                raise _corrupt("the expiry index names a session that is not there")
+            self._expiry.discard(expires_at_ms, id)
+            self._uncount(id, record)
+
+    # One method a command. Each checks in this order: deadline, rules, room, condition.
+
+    def _put(self, command: Put, version: int) -> int:
+        id = command.id
+        data = command.data
+        ttl_ms = command.ttl_ms
+        stamp_ms = self._stamp_ms
+        if command.deadline_ms < stamp_ms:
+            return EXPIRED
+        # The checksum too: so that a record which does not match its own can only have been damaged here.
+        if not (
+            0 < len(id) <= MAX_ID_BYTES
+            and 0 < ttl_ms <= MAX_TTL_MS
+            and data
+            and data_checksum(id, data) == command.checksum
+        ):
+            return INVALID
+        if self._full:
+            return FULL
+        old = self._get(id)
+        if command.condition and (conflict := self._conflict(command.condition, old)):
+            return conflict
+        if old is not None:
+            self._expiry.discard(record_expires_at_ms(old), id)
+            self._uncount(id, old)
+        expires_at_ms = stamp_ms + ttl_ms
+        record = pack_record(version, expires_at_ms, command.flags, command.checksum, data)
+        self._records[id] = record
+        self._expiry.add(expires_at_ms, id)
+        self._count += 1
+        self._bytes += len(id) + len(record)
+        self._digest += digest_term(record)
+        return version
+
+    def _delete(self, command: Delete, version: int) -> int:
+        if command.deadline_ms < self._stamp_ms:
+            return EXPIRED
+        if not 0 < len(command.id) <= MAX_ID_BYTES:
+            return INVALID
+        record = self._live(command.id)
+        if command.condition and (conflict := self._conflict(command.condition, record)):
+            return conflict
+        if record is None:
+            return ABSENT
+        self._remove(command.id, record)
+        return version
+
+    def _touch(self, command: Touch, version: int) -> int:
+        if command.deadline_ms < self._stamp_ms:
+            return EXPIRED
+        if not (0 < len(command.id) <= MAX_ID_BYTES and 0 < command.ttl_ms <= MAX_TTL_MS):
+            return INVALID
+        record = self._live(command.id)
+        if record is None:
+            return ABSENT
+        self._replace(command.id, record, with_expiry(record, self._stamp_ms + command.ttl_ms))
+        return version
+
+    def _patch(self, command: Patch, version: int) -> int:
+        if command.deadline_ms < self._stamp_ms:
+            return EXPIRED
+        if not 0 < len(command.id) <= MAX_ID_BYTES:
+            return INVALID
+        if self._full:
+            return FULL
+        record = self._live(command.id)
+        if command.condition and (conflict := self._conflict(command.condition, record)):
+            return conflict
+        if record is None:
+            return ABSENT
+        if record_flags(record):
+            return UNMERGEABLE
+        data = _verified_data(command.id, record)
+        try:
+            patched = splice(data, command.set, command.remove)
+        except StoreCorrupt:
+            return UNMERGEABLE  # it is what its origin stored: the checksum says so
+        if len(patched) > command.limit_bytes:
+            return TOO_LARGE
+        checksum = data_checksum(command.id, patched)
+        self._replace(
+            command.id, record, pack_record(version, record_expires_at_ms(record), 0, checksum, patched)
+        )
+        return version
+
+    def _rotate(self, command: Rotate, version: int) -> int:
+        id, new_id = command.id, command.new_id
+        if command.deadline_ms < self._stamp_ms:
+            return EXPIRED
+        if not (0 < len(id) <= MAX_ID_BYTES and 0 < len(new_id) <= MAX_ID_BYTES) or id == new_id:
+            return INVALID
+        record = self._live(id)
+        if record is None:
+            return ABSENT
+        in_the_way = self._get(new_id)
+        if in_the_way is not None:
+            if record_expires_at_ms(in_the_way) > self._stamp_ms:
+                return TAKEN
+            self._remove(new_id, in_the_way)
+        data = _verified_data(id, record)
+        checksum = data_checksum(new_id, data)
+        expires_at_ms = record_expires_at_ms(record)
+        self._remove(id, record)
+        self._add(new_id, pack_record(version, expires_at_ms, record_flags(record), checksum, data))
+        return version
+
+    def _live(self, id: bytes) -> bytes | None:
+        record = self._get(id)
+        return None if record is None or record_expires_at_ms(record) <= self._stamp_ms else record
+
+    def _conflict(self, condition: int, record: bytes | None) -> int:
+        """The result of a condition that does not hold, 0 if it holds."""
+        if condition < IF_PRESENT:
+            return INVALID
+        if record is None or record_expires_at_ms(record) <= self._stamp_ms:
+            return 0 if condition == IF_ABSENT else CONFLICT_ABSENT
+        version = record_version(record)
+        return 0 if condition in (IF_PRESENT, version) else -version
+
+    def _add(self, id: bytes, record: bytes) -> None:
+        self._records[id] = record
+        self._expiry.add(record_expires_at_ms(record), id)
+        self._count += 1
+        self._bytes += len(id) + len(record)
+        self._digest += digest_term(record)
+
+    def _remove(self, id: bytes, record: bytes) -> None:
+        self._records.pop(id)
+        self._expiry.discard(record_expires_at_ms(record), id)
+        self._uncount(id, record)
+
+    def _replace(self, id: bytes, old: bytes, new: bytes) -> None:
+        if record_expires_at_ms(old) != record_expires_at_ms(new):
+            self._expiry.discard(record_expires_at_ms(old), id)
+            self._expiry.add(record_expires_at_ms(new), id)
+        self._records[id] = new
+        self._bytes += len(new) - len(old)
+        self._digest += digest_term(new) - digest_term(old)
+
+    def _uncount(self, id: bytes, record: bytes) -> None:
+        self._count -= 1
+        self._bytes -= len(id) + len(record)
+        self._digest -= digest_term(record)
+
+
+_RUN: Final[dict[type, Callable[[_Sessions, Any, int], int]]] = {
+    Put: _Sessions._put,
+    Delete: _Sessions._delete,
+    Touch: _Sessions._touch,
+    Patch: _Sessions._patch,
+    Rotate: _Sessions._rotate,
+}
+
+
+def _verified_data(id: bytes, record: bytes) -> bytes:
+    """A new checksum over damaged data would hide the damage for good."""
+    data = record_data(record)
+    if data_checksum(id, data) != record_checksum(record):
+        raise _corrupt("a session's record does not match its checksum")
+    return data
+
+
+class _Origin:
+    """One origin. Invariant: 0 <= seen <= last, and the stored runs, which begin at the numbers `firsts` in
+    ascending order, hold the results of at least all numbers above `seen` and none above `last`."""
+
+    __slots__ = ("active_ms", "firsts", "id", "last", "rank", "seen")
+
+    def __init__(self, id: int, last: int, seen: int, active_ms: int, rank: int) -> None:
+        self.id = id
+        self.last = last
+        self.seen = seen
+        self.active_ms = active_ms
+        self.rank = rank
+        """Where in the log it was last active: orders the origins, also those of one entry."""
+        self.firsts: deque[int] = deque()
+
+    def keep(self, table: Space, results: list[int]) -> None:
+        """Stores the results of the commands after `last`."""
+        first = self.last + 1
+        table[_RUN_KEY.pack(b"r", self.id, first)] = pack(f">{len(results)}q", *results)
+        self.firsts.append(first)
+        self.last += len(results)
+
+    def stored_results(self, table: Space, first: int, count: int) -> list[int]:
+        """The results of `count` numbers from `first` on, none of them above `last`."""
+        end = first + count
+        forgotten = max(0, min(end, self.seen + 1) - first)
+        results = [FORGOTTEN] * forgotten
+        number = first + forgotten
+        while number < end:
+            run = self.firsts[bisect_right(self.firsts, number) - 1]
+            part = self._read(table, run)[number - run : end - run]
+            results += part
+            number += len(part)
+        return results
+
+    def _read(self, table: Space, run: int) -> tuple[int, ...]:
+        row = table.get(_RUN_KEY.pack(b"r", self.id, run))
+        if row is None:
+            raise _corrupt("the stored results of an origin are not there")
+        return unpack(f">{len(row) // 8}q", row)
+
+    def forget_seen(self, table: Space, seen: int) -> None:
+        """Deletes the runs that the origin has seen as a whole."""
+        self.seen = max(self.seen, min(seen, self.last))
+        firsts = self.firsts
+        while firsts and (firsts[1] - 1 if len(firsts) > 1 else self.last) <= self.seen:
+            table.pop(_RUN_KEY.pack(b"r", self.id, firsts.popleft()))
+
+    def forget_all(self, table: Space) -> None:
+        for first in self.firsts:
+            table.pop(_RUN_KEY.pack(b"r", self.id, first))
+        table.pop(_ORIGIN_KEY.pack(b"o", self.id))
+
+
+class _Origins:
+    """All origins, the one that has been idle for longest first.
+
+    That is the order of ranks and, as stamps never go back, of `active_ms` too: expiring looks at one end.
+    """
+
+    def __init__(self, table: Space) -> None:
+        loaded: dict[int, _Origin] = {}
+        for key, row in table.scan(b"o"):
+            if key[:1] == b"o":
+                _, id = _ORIGIN_KEY.unpack(key)
+                loaded[id] = _Origin(id, *_ORIGIN.unpack(row))
+            elif key[:1] == b"r":
+                _, id, first = _RUN_KEY.unpack(key)
+                loaded[id].firsts.append(first)
+        by_rank = sorted(loaded.values(), key=lambda origin: origin.rank)
+        self._by_id = OrderedDict((origin.id, origin) for origin in by_rank)
+        self._unsaved: dict[int, _Origin] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def find(self, id: int) -> _Origin | None:
+        return self._by_id.get(id)
+
+    def register(self, table: Space, index: int, stamp_ms: int) -> None:
+        origin = _Origin(index, 0, 0, stamp_ms, index << 16)
+        self._by_id[index] = origin
+        self._unsaved[index] = origin
+        if len(self._by_id) > MAX_ORIGINS:
+            self._forget_idlest(table)
+
+    def note_activity(self, origin: _Origin, stamp_ms: int, rank: int) -> None:
+        origin.active_ms = stamp_ms
+        origin.rank = rank
+        self._by_id.move_to_end(origin.id)
+        self._unsaved[origin.id] = origin
+
+    def due(self, stamp_ms: int) -> bool:
+        idlest = next(iter(self._by_id.values()), None)
+        return idlest is not None and idlest.active_ms + ORIGIN_TTL_MS <= stamp_ms
+
+    def expire(self, table: Space, stamp_ms: int) -> None:
+        for _ in range(PRUNE_PER_BATCH):
+            if not self.due(stamp_ms):
+                break
+            self._forget_idlest(table)
+
+    def save(self, table: Space) -> None:
+        for origin in self._unsaved.values():
+            row = _ORIGIN.pack(origin.last, origin.seen, origin.active_ms, origin.rank)
+            table[_ORIGIN_KEY.pack(b"o", origin.id)] = row
+        self._unsaved.clear()
+
+    def _forget_idlest(self, table: Space) -> None:
+        id, origin = self._by_id.popitem(last=False)
+        self._unsaved.pop(id, None)
+        origin.forget_all(table)
+
+
+_U64: Final = 2**64 - 1
+_COUNTERS_KEY: Final = b"c"
+_COUNTERS: Final = Struct(">6Q")
+_NO_COUNTERS: Final = bytes(_COUNTERS.size)
+_ORIGIN_KEY: Final = Struct(">cQ")
+_ORIGIN: Final = Struct(">4Q")
+_RUN_KEY: Final = Struct(">cQQ")
+
+
+def _corrupt(reason: str) -> StoreCorrupt:
+    # Which store it is, only its adapter knows; the sentence holds without it.
+    return StoreCorrupt("this node's data directory", reason)
