@@ -1,0 +1,263 @@
+"""How bytes on a connection become frames, and how two ends find out that they fit together.
+
+Both ends open with the same eight bytes, a magic and the protocol's version, without waiting for each other:
+whatever else is at the other end (a web server, another version, noise) is recognised by its first bytes and
+called by its name. Then the end that dialled sends a `Hello` and gets a `Welcome`; from then on there are just
+frames.
+
+A frame is a length (u32, big-endian) and that many bytes, at least one. A length with the highest bit set
+announces the last frame of a connection, a farewell: it says why the connection ends, so that nobody has to guess.
+
+Nothing here does I/O. `Inbound` lends out its buffer, is told how much arrived in it, and cuts frames from it.
+Every frame is copied once, out of a buffer that is used again: that measured two to five times faster for large
+frames than joining the chunks which asyncio would allocate, and no slower for small ones.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+
+from hotspare.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+"""Far above the largest message (a chunk of a snapshot, a full batch): a longer one is a mistake or an attack."""
+
+MAX_HANDSHAKE_BYTES = 4 * 1024
+"""What anyone may make a node hold before it is known who they are."""
+
+FIRST_READ_BYTES = 16 * 1024
+"""A connection's buffer to begin with: many connections are idle, and each has one."""
+
+MAX_READ_BYTES = 256 * 1024
+"""What the buffer of a busy connection grows to, and shrinks back to after a frame that needed more."""
+
+_HEADER = struct.Struct(">I")
+_FAREWELL = 1 << 31
+
+# The first byte is neither text nor UTF-8, so that no text protocol begins like this.
+_MAGIC = b"\x89HSPR\n"
+_VERSION = struct.Struct(">H")
+PREAMBLE = _MAGIC + _VERSION.pack(PROTOCOL_VERSION)
+
+
+# The handshake
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
+    """Who dials, and whom they think they reach."""
+
+    kind: Literal["node", "client"]
+    name: str = ""
+    incarnation: str = ""
+    cluster_id: str = ""
+    address: str = ""
+    """Where to dial back; empty for clients."""
+    role: str = ""
+    expected: str = ""
+    """The name of the node that was dialled, when it is known: an address may lead elsewhere by now."""
+    authentication: bytes = b""
+
+
+class Welcome(msgspec.Struct, array_like=True, frozen=True, tag="welcome"):
+    """Who answers."""
+
+    name: str
+    incarnation: str
+    cluster_id: str = ""
+    address: str = ""
+    primary: str = ""
+    """The name of the primary as far as this node knows; empty otherwise."""
+    authentication: bytes = b""
+
+
+class RejectionCode(StrEnum):
+    OTHER_CLUSTER = "other cluster"
+    VERSION = "version"
+    AUTHENTICATION = "authentication"
+    UNEXPECTED_NAME = "unexpected name"
+    NOT_LOOPBACK = "not loopback"
+    BUSY = "busy"
+    SHUTTING_DOWN = "shutting down"
+    PRESENT = "present"
+    """A node of that name, or this very incarnation, is there already."""
+
+
+class Rejected(msgspec.Struct, array_like=True, frozen=True, tag="rejected"):
+    """Why a connection ends: the answer to a `Hello`, or the farewell of one that was open."""
+
+    code: str
+    """A `RejectionCode`, or one of a later version."""
+    reason: str
+    """A sentence for people, without a full stop."""
+
+
+def is_passing(rejected: Rejected) -> bool:
+    """Whether the same connection may well be accepted a little later."""
+    return rejected.code in (RejectionCode.BUSY, RejectionCode.SHUTTING_DOWN)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_hello_decoder = msgspec.msgpack.Decoder(Hello)
+_welcome_decoder = msgspec.msgpack.Decoder(Welcome)
+_rejected_decoder = msgspec.msgpack.Decoder(Rejected)
+
+
+def encode_greeting(greeting: Hello | Welcome) -> bytes:
+    """A whole frame with its header."""
+    body = _encoder.encode(greeting)
+    return _HEADER.pack(len(body)) + body
+
+
+def encode_farewell(rejected: Rejected) -> bytes:
+    """A whole farewell frame with its header: the last thing said on a connection."""
+    body = _encoder.encode(rejected)
+    return _HEADER.pack(_FAREWELL | len(body)) + body
+
+
+def decode_hello(frame: bytes) -> Hello:
+    """Raises ProtocolError."""
+    try:
+        return _hello_decoder.decode(frame)
+    except msgspec.MsgspecError as exc:
+        raise ProtocolError(f"its first frame is no greeting ({exc})", "a Hello") from exc
+
+
+def decode_welcome(frame: bytes) -> Welcome:
+    """Raises ProtocolError."""
+    try:
+        return _welcome_decoder.decode(frame)
+    except msgspec.MsgspecError as exc:
+        raise ProtocolError(f"its answer to our greeting is malformed ({exc})", "a Welcome") from exc
+
+
+def _decode_farewell(body: bytes) -> Rejected:
+    try:
+        return _rejected_decoder.decode(body)
+    except msgspec.MsgspecError as exc:
+        raise ProtocolError(f"its farewell is malformed ({exc})", "a reason") from exc
+
+
+# Frames
+
+
+def with_headers(frames: list[bytes]) -> list[bytes]:
+    """The pieces to write, in order, so that these frames arrive."""
+    pieces: list[bytes] = []
+    for frame in frames:
+        size = len(frame)
+        assert 0 < size <= MAX_FRAME_BYTES, f"a frame of {size} bytes cannot be sent"
+        pieces.append(_HEADER.pack(size))
+        pieces.append(frame)
+    return pieces
+
+
+class Inbound:
+    """One connection's incoming bytes, until they are complete frames.
+
+    `buffer[start:end]` has arrived and is not taken yet; there is always room behind it. The caller fills
+    `room()`, says how much it filled with `received()`, and then takes what is there.
+    """
+
+    __slots__ = ("_buffer", "_end", "_start", "_view", "farewell", "limit_bytes")
+
+    def __init__(self) -> None:
+        self._buffer = bytearray(FIRST_READ_BYTES)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
+        self.limit_bytes = MAX_HANDSHAKE_BYTES
+        """The longest frame allowed now; raised once the other end is known."""
+        self.farewell: Rejected | None = None
+        """Why the other end closes the connection; nothing follows it."""
+
+    @property
+    def pending_bytes(self) -> int:
+        """What has arrived of a frame that is not complete."""
+        return self._end - self._start
+
+    def room(self) -> memoryview:
+        """Where the next bytes go."""
+        return self._view[self._end :]
+
+    def received(self, count: int) -> None:
+        """So many bytes were written into `room()`."""
+        self._end += count
+
+    def take_preamble(self) -> bool:
+        """Whether the other end's preamble is complete, and then takes it.
+
+        Raises ProtocolError at the first byte that does not fit.
+        """
+        start = bytes(self._view[self._start : self._end][:16])
+        if not start.startswith(_MAGIC[: len(start)]):
+            raise ProtocolError(f"it is not hotspare, it said {start!r}", "a hotspare node or client")
+        if len(start) < len(PREAMBLE):
+            return False
+        (version,) = _VERSION.unpack_from(start, len(_MAGIC))
+        if version != PROTOCOL_VERSION:
+            raise ProtocolError(
+                f"it speaks protocol {version} and this end speaks {PROTOCOL_VERSION}",
+                f"protocol {PROTOCOL_VERSION}: upgrade {'this end' if version > PROTOCOL_VERSION else 'it'}",
+            )
+        self._consume(self._start + len(PREAMBLE))
+        return True
+
+    def take_frames(self, at_most: int = -1) -> list[bytes]:
+        """All complete frames (or the first few), in order.
+
+        Raises ProtocolError, after which nothing more can be taken.
+        """
+        start, end, buffer, view, limit = self._start, self._end, self._buffer, self._view, self.limit_bytes
+        unpack = _HEADER.unpack_from
+        frames: list[bytes] = []
+        while end - start >= 4 and len(frames) != at_most:
+            (size,) = unpack(buffer, start)
+            if not 0 < size <= limit:
+                start = self._take_farewell(start, size)
+                break
+            stop = start + 4 + size
+            if stop > end:
+                break
+            frames.append(bytes(view[start + 4 : stop]))
+            start = stop
+        self._consume(start)
+        return frames
+
+    def _take_farewell(self, start: int, header: int) -> int:
+        """The place behind it, or `start` while it is incomplete."""
+        size = header & ~_FAREWELL
+        if not header & _FAREWELL or not 0 < size <= MAX_HANDSHAKE_BYTES:
+            raise ProtocolError(f"it sent a frame of {header} bytes", f"1 to {self.limit_bytes}")
+        stop = start + 4 + size
+        if stop > self._end:
+            return start
+        self.farewell = _decode_farewell(bytes(self._view[start + 4 : stop]))
+        return stop
+
+    def _consume(self, start: int) -> None:
+        """All before `start` was taken. Ensures room for what comes next."""
+        size = len(self._buffer)
+        self._start = start
+        if start == self._end:
+            self._start = self._end = 0
+            if size > MAX_READ_BYTES:
+                self._move(MAX_READ_BYTES)
+        elif self._end == size:
+            # Full: either a busy connection that deserves a larger buffer, or a frame that needs one. It grows
+            # with what has arrived, never with what was announced.
+            crowded = size < MAX_READ_BYTES or self.pending_bytes > size // 2
+            self._move(2 * size if crowded else size)
+
+    def _move(self, size: int) -> None:
+        """What is pending begins a buffer of this size."""
+        pending = self._view[self._start : self._end]
+        if size != len(self._buffer):
+            self._buffer = bytearray(size)
+            self._view = memoryview(self._buffer)
+        self._view[: len(pending)] = pending
+        self._start, self._end = 0, len(pending)
