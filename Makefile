@@ -5,9 +5,8 @@ SHELL := /bin/bash
 
 # The first interpreter that is new enough and can create virtual environments; `make PYTHON=…` overrules it.
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
-PYTHON ?= $(shell for candidate in $(CANDIDATES); do \
-	"$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
-	&& { echo "$$candidate"; break; }; done)
+IS_SUITABLE := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+PYTHON ?= $(shell for each in $(CANDIDATES); do "$$each" $(IS_SUITABLE) && { echo "$$each"; break; }; done)
 
 SEEDS ?= 100000
 JOBS ?= 2
@@ -48,8 +47,9 @@ clean: ## Remove the virtual environment and everything the tools left behind
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
-	@if [ -z "$(PYTHON)" ]; then \
-		echo "hotspare needs Python 3.11 or newer with its venv module; found: $$(python3 --version 2>&1)." >&2; \
+	@if ! "$(PYTHON)" $(IS_SUITABLE); then \
+		found="$$("$(or $(PYTHON),python3)" --version 2>&1 || true)"; \
+		echo "hotspare needs Python 3.11 or newer with its venv module; found: $$found" >&2; \
 		echo "Install one (on Debian and Ubuntu: python3 and python3-venv), or name one: make PYTHON=/path/to/python3" >&2; \
 		exit 1; \
 	fi

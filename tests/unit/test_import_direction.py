@@ -1,8 +1,8 @@
 """Who may import whom. Imports point downward only, and what decides is pure.
 
 The table below is the architecture in one place: a part may import the parts named beside it, all of which
-stand above it here. A new part needs a line of its own. Pure parts take time and random numbers as arguments and
-do no input or output: so the simulator can run a whole cluster in one thread, and replay it exactly.
+stand above it here. A new part needs a line of its own. Pure parts take time and random numbers as arguments
+and do no input or output: so the simulator can run a whole cluster in one thread, and replay it exactly.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ PURE_MAY_INSTALL = {"msgspec"}
 COMPRESSORS = {"session": {"zstandard"}}
 IMPURE = frozenset(
     "_thread asyncio builtins concurrent ctypes fcntl glob importlib io logging mmap multiprocessing os "
-    "pathlib queue random sched secrets select selectors shutil signal socket socketserver sqlite3 ssl subprocess "
-    "tempfile threading time urllib http".split()
+    "pathlib queue random sched secrets select selectors shutil signal socket socketserver sqlite3 ssl "
+    "subprocess tempfile threading time urllib http".split()
 )
 # Clocks and dice inside modules that are welcome otherwise, and the built-in functions that reach outside.
 IMPURE_NAMES = {
