@@ -1,0 +1,456 @@
+"""One TCP connection: bytes in, frames to a handler; frames in, bytes out.
+
+A connection is *open* once the handshake is over; from then on its handler gets every complete frame, and at the
+end one call that says why it ended. The end that dials is `Dialled`, made by `connect`; the end that accepts belongs
+to the transport. Whatever is wrong with the bytes ends this connection and nothing else.
+
+Nothing is queued here but what the kernel does not take yet, and that is bounded: above `CONGESTED_BYTES` the
+connection is not `writable`, above `MAX_OUTGOING_BYTES` it takes nothing more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Protocol
+
+import msgspec
+
+from hotspare.cluster.wire import (
+    MAX_FRAME_BYTES,
+    PREAMBLE,
+    Hello,
+    Inbound,
+    Rejected,
+    RejectionCode,
+    Welcome,
+    decode_welcome,
+    encode_farewell,
+    encode_greeting,
+    is_passing,
+    with_headers,
+)
+from hotspare.errors import ProtocolError, Refused, Unavailable
+from hotspare.settings import Address, is_loopback
+
+CONGESTED_BYTES = 1024 * 1024
+"""Unsent bytes above which bulk traffic (snapshots, the log of a node that lags) should hold back."""
+
+MAX_OUTGOING_BYTES = 32 * 1024 * 1024
+"""Unsent bytes above which nothing more is taken: the other end does not read, and would do so for ever."""
+
+LINGER_MS = 500
+"""How long a farewell may take to be read. Closing at once would reset the connection and could lose it."""
+
+KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""In seconds: a host that vanished without a word is noticed in 25 s, even on a connection that only listens."""
+
+logger = logging.getLogger("hotspare.cluster")
+
+
+class Handler(Protocol):
+    """What an open connection is connected to."""
+
+    def frames_received(self, frames: list[bytes]) -> None:
+        """All frames that arrived together, in order. A ProtocolError or a msgspec error ends the connection."""
+
+    def closed(self, reason: str) -> None:
+        """Once, after the last frame. `reason` is half a sentence for people."""
+
+
+class Rejection(Exception):
+    """The other end said why it does not want this connection."""
+
+    def __init__(self, rejected: Rejected) -> None:
+        super().__init__(rejected)
+        self.rejected = rejected
+
+    def __str__(self) -> str:
+        return self.rejected.reason
+
+
+def describe(failure: BaseException) -> str:
+    """Why a connection failed or ended, as half a sentence."""
+    match failure:
+        case ProtocolError() | Rejection():
+            return str(failure)
+        case TimeoutError():
+            return "it does not answer"
+        case ConnectionRefusedError():
+            return "nothing listens there"
+        case socket.gaierror():
+            return f"its name does not resolve ({failure.strerror})"
+        case OSError(errno=int(code)):
+            return os.strerror(code)
+    return str(failure)
+
+
+class Connection(asyncio.BufferedProtocol):
+    """What both ends of a connection have in common."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._inbound = Inbound()
+        self._knows_protocol = False
+        self._handler: Handler | None = None
+        self._cause: BaseException | None = None
+        self._uncongested = asyncio.Event()
+        self._uncongested.set()
+        self._timer: asyncio.TimerHandle | None = None
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self.remote: Address | None = None
+        """The socket's other end; of an accepted connection that is no address to dial."""
+
+    # For those who use it
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._cause is not None
+
+    @property
+    def writable(self) -> bool:
+        """Whether bulk traffic is welcome."""
+        return self._cause is None and self._uncongested.is_set()
+
+    async def drained(self) -> None:
+        """Waits until the connection is writable, or has ended."""
+        await self._uncongested.wait()
+
+    def send(self, frames: list[bytes]) -> bool:
+        """Whether it takes all these frames (else it takes none); none is then certain to arrive.
+
+        While it is writable it takes any number: what may be unsent is `MAX_OUTGOING_BYTES` and one call.
+        """
+        transport = self._transport
+        if self._cause is not None or transport is None:
+            return False
+        pieces = with_headers(frames)
+        if not self._uncongested.is_set():
+            unsent = transport.get_write_buffer_size()
+            if unsent + sum(map(len, pieces)) > MAX_OUTGOING_BYTES:
+                return False
+        transport.writelines(pieces)
+        return True
+
+    def close(self, reason: str = "this end closed it") -> None:
+        """Ends the connection after what was sent; what still comes in is discarded."""
+        if self._begin_to_end(ConnectionAbortedError(reason)) and self._transport is not None:
+            self._transport.close()
+
+    def abort(self, reason: str = "this end closed it") -> None:
+        """Ends the connection at once, whether it is being closed already or not."""
+        self._begin_to_end(ConnectionAbortedError(reason))
+        if self._transport is not None:
+            self._transport.abort()
+
+    def part(self, rejected: Rejected) -> None:
+        """Ends the connection after what was sent, and tells the other end why."""
+        transport = self._transport
+        if not self._begin_to_end(ConnectionAbortedError(rejected.reason)) or transport is None:
+            return
+        transport.write(encode_farewell(rejected))
+        if transport.can_write_eof():
+            transport.write_eof()
+        self._call_later(LINGER_MS, transport.abort)
+
+    # For those who derive from it
+
+    def _greeting(self) -> bytes:
+        """What is said behind the preamble, before the other end says anything."""
+        return b""
+
+    def _greeted(self, frame: bytes) -> None:
+        """The first frame is here. Opens the connection with `_open`, or ends it."""
+        raise NotImplementedError
+
+    def _never_opened(self, cause: BaseException) -> None:
+        """The connection ended before it was open."""
+        raise NotImplementedError
+
+    def _open(self, handler: Handler) -> None:
+        self._handler = handler
+        self._inbound.limit_bytes = MAX_FRAME_BYTES
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def _fail(self, cause: BaseException) -> None:
+        if self._begin_to_end(cause) and self._transport is not None:
+            self._transport.abort()
+
+    def _call_later(self, delay_ms: int, action: Callable[[], object]) -> None:
+        """The one timer of a connection: first for the handshake, then for its end."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay_ms / 1000, action)
+
+    def _begin_to_end(self, cause: BaseException) -> bool:
+        """Whether it had not begun to end before. The first cause is the one that counts."""
+        first = self._cause is None
+        if first:
+            self._cause = cause
+            self._uncongested.set()
+        return first
+
+    # For asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.remote = _address_of(transport.get_extra_info("peername"))
+        if self._cause is not None:
+            transport.abort()
+            return
+        _tune(transport.get_extra_info("socket"))
+        transport.set_write_buffer_limits(high=CONGESTED_BYTES)
+        transport.write(PREAMBLE + self._greeting())
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._inbound.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._cause is not None:
+            return
+        self._inbound.received(nbytes)
+        try:
+            if self._handler is None:
+                self._shake_hands()
+            if self._handler is not None and (frames := self._inbound.take_frames()):
+                self._handler.frames_received(frames)
+        except (ProtocolError, Rejection) as exc:
+            self._fail(exc)
+        except msgspec.MsgspecError as exc:
+            self._fail(ProtocolError(f"it sent a malformed message ({exc})", "a message of this protocol"))
+        else:
+            if self._inbound.farewell is not None:
+                self._fail(Rejection(self._inbound.farewell))
+
+    def _shake_hands(self) -> None:
+        self._knows_protocol = self._knows_protocol or self._inbound.take_preamble()
+        if self._knows_protocol:
+            # What comes with the greeting may be longer than a stranger's frame: it is cut after the greeting is read.
+            for frame in self._inbound.take_frames(at_most=1):
+                self._greeted(frame)
+
+    def pause_writing(self) -> None:
+        self._uncongested.clear()
+
+    def resume_writing(self) -> None:
+        self._uncongested.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._begin_to_end(exc or self._abrupt_end())
+        cause = self._cause
+        assert cause is not None
+        if isinstance(cause, ProtocolError) and not cause.peer:
+            cause.peer = str(self.remote)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.ended.set_result(None)
+        if self._handler is None:
+            self._never_opened(cause)
+            return
+        if isinstance(cause, ProtocolError):
+            logger.warning("closed a connection: %s", cause)
+        self._handler.closed(describe(cause))
+
+    def _abrupt_end(self) -> ConnectionError:
+        within = " in the middle of a frame" if self._inbound.pending_bytes else ""
+        return ConnectionResetError(f"the other end closed it{within}")
+
+
+class Dialled(Connection):
+    """The end that dialled. `welcomed` is done when the connection is open, or has failed."""
+
+    def __init__(self, hello: Hello, handler: Handler) -> None:
+        super().__init__()
+        self._hello = hello
+        self._handler_when_open = handler
+        self.welcomed: asyncio.Future[Welcome] = self._loop.create_future()
+
+    @property
+    def welcome(self) -> Welcome:
+        """Who answered. Of an open connection only."""
+        return self.welcomed.result()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # A port in the range of outgoing ones may be ours by chance, and TCP then connects the socket to itself.
+        if transport.get_extra_info("peername") == transport.get_extra_info("sockname"):
+            self._begin_to_end(ConnectionRefusedError())
+        super().connection_made(transport)
+
+    def _greeting(self) -> bytes:
+        return encode_greeting(self._hello)
+
+    def _greeted(self, frame: bytes) -> None:
+        welcome = decode_welcome(frame)
+        expected = self._hello.expected
+        if expected and welcome.name != expected:
+            reason = f"{expected} was dialled, and {welcome.name} answered: correct the address"
+            raise Rejection(Rejected(RejectionCode.UNEXPECTED_NAME, reason))
+        self._open(self._handler_when_open)
+        if not self.welcomed.done():
+            self.welcomed.set_result(welcome)
+
+    def _never_opened(self, cause: BaseException) -> None:
+        if not self.welcomed.done():
+            self.welcomed.set_exception(cause)
+
+
+class Resolver:
+    """Looks names up, anew whenever asked, without ever holding up the loop or its end.
+
+    A lookup can hang for half a minute. There is one at a time for each name, in a thread that a process need not
+    wait for when it exits (as it would for an executor's).
+    """
+
+    def __init__(self) -> None:
+        self._pending: dict[str, asyncio.Future[list[str]]] = {}
+
+    async def lookup(self, host: str) -> list[str]:
+        """Its IP addresses, best first. Raises OSError."""
+        if _is_numeric(host):
+            return [host]
+        lookup = self._pending.get(host)
+        if lookup is None:
+            loop = asyncio.get_running_loop()
+            lookup = self._pending[host] = loop.create_future()
+            threading.Thread(
+                target=self._look_up, args=(loop, host), name=f"lookup of {host}", daemon=True
+            ).start()
+        return await asyncio.shield(lookup)
+
+    def _look_up(self, loop: asyncio.AbstractEventLoop, host: str) -> None:
+        result: list[str] | OSError
+        try:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            result = list(dict.fromkeys(str(info[4][0]) for info in found))
+        except OSError as exc:
+            result = exc
+        except UnicodeError as exc:
+            result = OSError(f"its name is no host name ({exc})")
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(self._looked_up, host, result)
+
+    def _looked_up(self, host: str, result: list[str] | OSError) -> None:
+        lookup = self._pending.pop(host)
+        if isinstance(result, OSError):
+            lookup.set_exception(result)
+        else:
+            lookup.set_result(result)
+
+
+async def connect(
+    address: Address,
+    hello: Hello,
+    handler: Handler,
+    *,
+    resolver: Resolver,
+    timeout_ms: int,
+    loopback_only: bool,
+) -> Dialled:
+    """An open connection. Raises OSError (TimeoutError is one), ProtocolError, Rejection.
+
+    A name may have several addresses: the first that is reached counts, and each has its share of the time.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_ms / 1000
+    try:
+        async with asyncio.timeout_at(deadline):
+            hosts = await resolver.lookup(address.host)
+    except TimeoutError as exc:
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer in time") from exc
+    if loopback_only:
+        hosts = [host for host in hosts if is_loopback(host)]
+    failure: OSError = _not_loopback(address)
+    for tried, host in enumerate(hosts):
+        share = (deadline - loop.time()) / (len(hosts) - tried)
+        try:
+            async with asyncio.timeout(share):
+                return await _connect_to(Address(host, address.port), hello, handler)
+        except OSError as exc:
+            failure = exc
+    raise failure
+
+
+def _not_loopback(address: Address) -> OSError:
+    return ConnectionAbortedError(
+        f"{address} is not on this machine, and without a cluster_key nothing is sent to other machines"
+    )
+
+
+async def _connect_to(address: Address, hello: Hello, handler: Handler) -> Dialled:
+    connection = Dialled(hello, handler)
+    try:
+        await asyncio.get_running_loop().create_connection(lambda: connection, address.host, address.port)
+        await connection.welcomed
+    except BaseException:
+        connection.welcomed.cancel()
+        connection.abort()
+        raise
+    return connection
+
+
+async def connect_client(
+    address: Address,
+    handler: Handler,
+    *,
+    timeout_ms: int = 2000,
+    expected: str = "",
+    cluster_id: str = "",
+    authentication: bytes = b"",
+    loopback_only: bool = False,
+) -> Dialled:
+    """A client's connection to the node at this address.
+
+    `expected` and `cluster_id` refuse any other node or cluster. Raises Unavailable where another node (or a little
+    patience) may help, Refused where the node does not want this client, ProtocolError if it is not hotspare.
+    """
+    hello = Hello("client", cluster_id=cluster_id, expected=expected, authentication=authentication)
+    resolver = Resolver()
+    try:
+        return await connect(
+            address, hello, handler, resolver=resolver, timeout_ms=timeout_ms, loopback_only=loopback_only
+        )
+    except Rejection as exc:
+        if is_passing(exc.rejected):
+            raise Unavailable(f"{address} refused the connection: {exc}") from exc
+        raise Refused(f"the connection to {address}", str(exc)) from exc
+    except OSError as exc:
+        raise Unavailable(f"{address} cannot be reached: {describe(exc)}") from exc
+
+
+def _is_numeric(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _address_of(peername: object) -> Address | None:
+    match peername:
+        case (str(host), int(port), *_):
+            return Address(host, port)
+    return None
+
+
+def _tune(sock: socket.socket) -> None:
+    # The other end may be gone already, which some systems answer with an error here; reading will tell.
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, seconds in KEEPALIVE.items():
+            if hasattr(socket, option):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
