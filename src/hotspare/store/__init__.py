@@ -108,3 +108,13 @@ class Store(Protocol):
         """Opens a reader, between two transactions. It is to be closed, and before the store is."""
 
     def close(self) -> None: ...
+
+
+def take_rows(rows: Iterator[Row], max_bytes: int) -> list[Row]:
+    """The next of them, about `max_bytes` (at least one); what a `SnapshotReader` reads."""
+    taken: list[Row] = []
+    size_bytes = 0
+    while size_bytes < max_bytes and (row := next(rows, None)) is not None:
+        taken.append(row)
+        size_bytes += len(row[1]) + len(row[2])
+    return taken

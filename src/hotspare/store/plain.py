@@ -23,11 +23,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from heapq import heapify, heappop, nsmallest
-from itertools import islice
+from itertools import chain
 from typing import Final
 
 from hotspare.errors import StoreError
-from hotspare.store import EXPIRY_BYTES, Row
+from hotspare.store import EXPIRY_BYTES, Row, take_rows
 
 Watcher = Callable[[bytes, bytes | None], None]
 """Told the key and its old value (None: absent) before each write."""
@@ -372,38 +372,30 @@ class PlainSnapshot:
     """The rows of `table` as they are now, and `sessions` copy-on-write. No particular order."""
 
     def __init__(self, table: PlainSpace, sessions: PlainSpace) -> None:
-        self._table = iter(list(table.items()))
         self._sessions = sessions
         self._unread = list(sessions)
         self._before: dict[bytes, bytes] = {}
+        self._rows = chain([("table", *row) for row in table.items()], self._records())
         sessions.watch(self._keep)
 
     def read(self, max_bytes: int) -> list[Row]:
-        rows: list[Row] = []
-        size_bytes = 0
-        while size_bytes < max_bytes and (row := self._next()) is not None:
-            rows.append(row)
-            size_bytes += len(row[1]) + len(row[2])
-        return rows
+        return take_rows(self._rows, max_bytes)
 
     def close(self) -> None:
         self._sessions.unwatch(self._keep)
-        self._table = iter([])
+        self._rows = chain()
         self._unread.clear()
         self._before.clear()
 
-    def _next(self) -> Row | None:
-        for key, value in islice(self._table, 1):
-            return "table", key, value
-        if not self._unread:
-            return None
-        key = self._unread.pop()
-        record = self._before.pop(key, None)
-        return "sessions", key, self._sessions[key] if record is None else record
+    def _records(self) -> Iterator[Row]:
+        while self._unread:
+            id = self._unread.pop()
+            before = self._before.pop(id, None)
+            yield "sessions", id, self._sessions[id] if before is None else before
 
-    def _keep(self, key: bytes, before: bytes | None) -> None:
+    def _keep(self, id: bytes, before: bytes | None) -> None:
         if before is not None:
-            self._before.setdefault(key, before)
+            self._before.setdefault(id, before)
 
 
 class _UndoLog:

@@ -1,0 +1,577 @@
+"""The daemon's store: one LMDB environment, which any process of the host can read while the node writes.
+
+In a directory of its own:
+
+* `data.mdb`, `lock.mdb`: the environment. Its named databases are `node`, `log`, and two *generations* of
+  `table`, `sessions` and `expiry`, with `.0` and `.1` after their names. The row `generation` of the database
+  `store` says which one is in use; the other is the staging area of an arriving snapshot, so that installing
+  a million sessions means to change one row. `expiry` has a key for each session: expires_at_ms (8 bytes,
+  big-endian), then the id.
+* `hotspare.json`: the format, the mode, and the boot under which this was written.
+* `owner.lock`: locked by the one process that writes.
+
+**Two modes.** Without `durable` nothing is ever synced: the contents outlive the process, not the host, and
+are valid only under the boot they were written under. With it every commit is on the disk when it returns.
+Then LMDB's default flags must stay: without its syncs, pages of acknowledged transactions could be reused.
+(WRITEMAP would save a third of a write's time, and turn a full tmpfs into SIGBUS.)
+
+**Transactions** collect their changes in dictionaries and write them at the end, sorted: neighbours then
+share the walk down the tree and the copied page, and what was written twice is written once. LMDB demands that
+a write transaction stays on the thread that began it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import stat
+import subprocess
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+
+import lmdb
+
+from hotspare.errors import StoreCorrupt, StoreError, StoreForeign, StoreFull, StoreInUse
+from hotspare.store import EXPIRY_BYTES, Row, take_rows
+
+FORMAT: Final = 1
+"""Of the directory and the databases. A newer one is refused."""
+
+MAX_READERS: Final = 1024
+"""Read transactions open at one moment, in all processes together."""
+
+_MARKER: Final = "hotspare.json"
+_OWNER: Final = "owner.lock"
+_DATA: Final = "data.mdb"
+_LOCK: Final = "lock.mdb"
+_GENERATION: Final = b"generation"
+
+_READER_CHECK_TRANSACTIONS: Final = 1024
+"""So often we look for readers that died in mid-read: what they were reading could never be reused."""
+
+_NEVER: Final = 1 << 64
+
+
+def default_directory(node: str) -> Path:
+    """Where a node keeps its state in memory mode: in the memory of the host, privately for this user.
+
+    Raises StoreError when the user's directory there was made by somebody else.
+    """
+    shared_memory = Path("/dev/shm")
+    base = shared_memory if _is_tmpfs(shared_memory) else Path(tempfile.gettempdir())
+    of_user = base / f"hotspare-{os.getuid()}"
+    _make_private(of_user)
+    # A node's name may hold anything. The dot is quoted where it could lead out of the directory.
+    name = quote(node, safe=":")
+    return of_user / (f"%2E{name[1:]}" if name.startswith(".") else name)
+
+
+def current_boot_id() -> str:
+    """Another one after each start of the host."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except FileNotFoundError:
+        command = ["sysctl", "-n", "kern.bootsessionuuid"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+class LmdbStore:
+    """See the module's docstring, and `hotspare.store` for the contract."""
+
+    def __init__(self, path: Path, environment: lmdb.Environment, owner: int) -> None:
+        self.path = path
+        self._environment = environment
+        self._begin: Callable[..., lmdb.Transaction[bytes]] = environment.begin
+        self._owner: int | None = owner
+        self._node = environment.open_db(b"node")
+        self._log = environment.open_db(b"log")
+        self._store = environment.open_db(b"store")
+        self._generations = [_open_generation(environment, number) for number in (0, 1)]
+        with environment.begin(self._store) as txn:
+            number = int(txn.get(_GENERATION, b"0"))
+        self._current = self._generations[number]
+        self._staging_is_stale = True
+        # Nothing expires before. Known to the writing thread; others may see one that is too low.
+        self._quiet_until_ms = 0
+        self._begun = 0
+        _open_stores.add(self)
+
+    @staticmethod
+    def open(
+        path: str | os.PathLike[str], *, durable: bool, map_size_bytes: int, boot_id: str | None = None
+    ) -> LmdbStore:
+        """Opens or creates the store in the directory `path`.
+
+        `map_size_bytes` is the most that it can ever hold; address space is taken for it, memory is not.
+        Not `durable`, its contents are thrown away if `boot_id` (of this boot, unless given) is another one
+        than theirs. Raises StoreError, StoreInUse, StoreForeign, StoreCorrupt, StoreFull.
+        """
+        directory = Path(path)
+        with _translated(directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            owner = _lock(directory)
+            try:
+                _claim(directory, "" if durable else boot_id or current_boot_id())
+                environment = lmdb.open(
+                    str(directory),
+                    map_size=map_size_bytes,
+                    max_dbs=16,
+                    max_readers=MAX_READERS,
+                    max_spare_txns=1,
+                    mode=0o600,
+                    sync=durable,
+                    metasync=durable,
+                )
+                try:
+                    if durable:
+                        _sync_directory(directory)
+                    _fill_up(directory / _DATA, environment)
+                    environment.reader_check()
+                    return LmdbStore(directory, environment, owner)
+                except BaseException:
+                    environment.close()
+                    raise
+            except BaseException:
+                os.close(owner)
+                raise
+
+    def begin(self) -> LmdbTransaction:
+        with self._translated():
+            self._begun += 1
+            if self._begun % _READER_CHECK_TRANSACTIONS == 0:
+                self._environment.reader_check()
+            return LmdbTransaction(self)
+
+    def get(self, id: bytes, /) -> bytes | None:
+        try:
+            while True:
+                current = self._current
+                txn = self._begin(current.sessions)
+                try:
+                    # As in `_reading`, which would cost as much again.
+                    if current is self._current:
+                        return txn.get(id)
+                finally:
+                    txn.abort()
+        except lmdb.Error as exc:
+            raise _failure(self.path, exc) from exc
+
+    def ids(self) -> list[bytes]:
+        with self._reading() as (txn, current), txn.cursor(current.sessions) as cursor:
+            return list(cursor.iternext(keys=True, values=False))
+
+    def records(self, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        with self._reading() as (txn, current), txn.cursor(current.sessions) as cursor:
+            if not cursor.set_range(after) or (cursor.key() == after and not cursor.next()):
+                return []
+            return list(islice(cursor.iternext(), limit))
+
+    def due_count(self, now_ms: int) -> int:
+        if now_ms < self._quiet_until_ms:
+            return 0
+        end = (now_ms + 1).to_bytes(EXPIRY_BYTES, "big")
+        with self._reading() as (txn, current), txn.cursor(current.expiry) as cursor:
+            count = 0
+            for key in cursor.iternext(keys=True, values=False):
+                if key >= end:
+                    break
+                count += 1
+            return count
+
+    def snapshot(self) -> LmdbSnapshot:
+        with self._translated():
+            return LmdbSnapshot(self.path, self._begin(), self._current)
+
+    def close(self) -> None:
+        """May be called twice. Whoever uses the store afterwards gets a StoreError."""
+        if self._owner is not None:
+            self._environment.close()
+            os.close(self._owner)
+            self._owner = None
+
+    @contextmanager
+    def _reading(self) -> Iterator[tuple[lmdb.Transaction[bytes], _Generation]]:
+        with self._translated():
+            while True:
+                current = self._current
+                with self._begin() as txn:
+                    # A generation is emptied after another one took its place here. So this one is whole.
+                    if current is self._current:
+                        yield txn, current
+                        return
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return _translated(self.path)
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: the lock goes with the process that took it, and LMDB is not made for forks."""
+        if self._owner is not None:
+            os.close(self._owner)
+            self._owner = None
+        self._begin = self._refuse
+
+    def _refuse(self, *_: object, **__: object) -> lmdb.Transaction[bytes]:
+        raise StoreError(str(self.path), "it was opened by the process of which this one is a fork")
+
+
+class LmdbTransaction:
+    """On an error of the store it can only be aborted."""
+
+    __slots__ = (
+        "_current",
+        "_staging_is_stale",
+        "_store",
+        "_txn",
+        "expiry",
+        "log",
+        "node",
+        "sessions",
+        "table",
+    )
+
+    node: LmdbSpace
+    log: LmdbSpace
+    table: LmdbSpace
+    sessions: LmdbSpace
+    expiry: LmdbExpiry
+
+    def __init__(self, store: LmdbStore) -> None:
+        self._store = store
+        self._txn = store._begin(write=True)
+        self.node = LmdbSpace(store.path, self._txn, store._node)
+        self.log = LmdbSpace(store.path, self._txn, store._log)
+        self._use(store._current)
+        self._staging_is_stale = store._staging_is_stale
+        if self._staging_is_stale:
+            self.discard_staged()
+
+    def stage(self, rows: Iterable[Row]) -> None:
+        staged = self._staged()
+        table: list[tuple[bytes, bytes]] = []
+        sessions: list[tuple[bytes, bytes]] = []
+        for space, key, value in rows:
+            (sessions if space == "sessions" else table).append((key, value))
+        expiry = [(record[:EXPIRY_BYTES] + id, b"") for id, record in sessions]
+        with self._store._translated():
+            _put(self._txn, staged.table, table)
+            _put(self._txn, staged.sessions, sessions)
+            _put(self._txn, staged.expiry, expiry)
+
+    def discard_staged(self) -> None:
+        other = self._store._generations[1 - self._current.number]
+        with self._store._translated():
+            for database in (other.table, other.sessions, other.expiry):
+                self._txn.drop(database, delete=False)
+        self._staging_is_stale = False
+
+    def install_staged(self) -> None:
+        staged = self._staged()
+        with self._store._translated():
+            self._txn.put(_GENERATION, b"%d" % staged.number, db=self._store._store)
+        # A new object each time: that is how readers notice.
+        self._use(staged._replace())
+        # Readers may be on their way into the old one: the next transaction empties it.
+        self._staging_is_stale = True
+        self._store._quiet_until_ms = 0
+
+    def commit(self) -> None:
+        store = self._store
+        try:
+            with store._translated():
+                for space in (self.node, self.log, self.table, self.sessions, self.expiry.keys):
+                    space.write()
+                self._txn.commit()
+        except StoreError:
+            self.abort()
+            raise
+        store._current = self._current
+        store._staging_is_stale = self._staging_is_stale
+
+    def abort(self) -> None:
+        self._store._quiet_until_ms = 0
+        self._txn.abort()
+
+    def _use(self, generation: _Generation) -> None:
+        path, txn = self._store.path, self._txn
+        self._current = generation
+        self.table = LmdbSpace(path, txn, generation.table)
+        self.sessions = LmdbSpace(path, txn, generation.sessions)
+        self.expiry = LmdbExpiry(self._store, LmdbSpace(path, txn, generation.expiry))
+
+    def _staged(self) -> _Generation:
+        if self._staging_is_stale:
+            self.discard_staged()
+        return self._store._generations[1 - self._current.number]
+
+
+class LmdbSpace(dict[bytes, bytes | None]):
+    """The changes of this transaction (None: deleted), over what the database holds."""
+
+    __slots__ = ("_database", "_path", "_txn")
+
+    def __init__(self, path: Path, txn: lmdb.Transaction[bytes], database: lmdb._Database) -> None:
+        super().__init__()
+        self._path = path
+        self._txn = txn
+        self._database = database
+
+    def get(self, key: bytes, /) -> bytes | None:  # type: ignore[override]
+        if key in self:
+            return self[key]
+        try:
+            return self._txn.get(key, None, self._database)
+        except lmdb.Error as exc:
+            raise _failure(self._path, exc) from exc
+
+    def pop(self, key: bytes, default: None = None, /) -> bytes | None:  # type: ignore[override]
+        value = self.get(key)
+        if value is not None:
+            self[key] = None
+        return value
+
+    def scan(self, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        with _translated(self._path):
+            self.write()
+            with self._txn.cursor(self._database) as cursor:
+                if cursor.set_range(start):
+                    yield from cursor.iternext()
+
+    def write(self) -> None:
+        """Brings the changes into the database (still within the transaction)."""
+        if not self:
+            return
+        _put(self._txn, self._database, [(key, value) for key, value in self.items() if value is not None])
+        for key in sorted(key for key, value in self.items() if value is None):
+            self._txn.delete(key, b"", self._database)
+        self.clear()
+
+
+class LmdbExpiry:
+    __slots__ = ("_store", "keys")
+
+    def __init__(self, store: LmdbStore, keys: LmdbSpace) -> None:
+        self._store = store
+        self.keys = keys
+
+    def add(self, expires_at_ms: int, id: bytes, /) -> None:
+        self.keys[expires_at_ms.to_bytes(EXPIRY_BYTES, "big") + id] = b""
+        if expires_at_ms < self._store._quiet_until_ms:
+            self._store._quiet_until_ms = expires_at_ms
+
+    def discard(self, expires_at_ms: int, id: bytes, /) -> None:
+        self.keys[expires_at_ms.to_bytes(EXPIRY_BYTES, "big") + id] = None
+
+    def due(self, now_ms: int, limit: int, /) -> list[tuple[int, bytes]]:
+        if now_ms < self._store._quiet_until_ms:
+            return []
+        due: list[tuple[int, bytes]] = []
+        next_ms = _NEVER
+        for key, _ in self.keys.scan():
+            next_ms = int.from_bytes(key[:EXPIRY_BYTES], "big")
+            if next_ms > now_ms or len(due) == limit:
+                break
+            due.append((next_ms, key[EXPIRY_BYTES:]))
+        self._store._quiet_until_ms = due[0][0] if due else next_ms
+        return due
+
+
+class LmdbSnapshot:
+    """A read transaction, open until `close`. The rows come in key order, those of `table` first."""
+
+    def __init__(self, path: Path, txn: lmdb.Transaction[bytes], generation: _Generation) -> None:
+        self._path = path
+        self._txn = txn
+        self._rows = self._all(generation)
+
+    def read(self, max_bytes: int) -> list[Row]:
+        with _translated(self._path):
+            return take_rows(self._rows, max_bytes)
+
+    def close(self) -> None:
+        self._rows = iter([])
+        self._txn.abort()
+
+    def _all(self, generation: _Generation) -> Iterator[Row]:
+        for name, database in (("table", generation.table), ("sessions", generation.sessions)):
+            for key, value in self._txn.cursor(database):
+                yield name, key, value
+
+
+class _Generation(NamedTuple):
+    number: int
+    table: lmdb._Database
+    sessions: lmdb._Database
+    expiry: lmdb._Database
+
+
+def _open_generation(environment: lmdb.Environment, number: int) -> _Generation:
+    names = (f"{name}.{number}".encode() for name in ("table", "sessions", "expiry"))
+    return _Generation(number, *map(environment.open_db, names))
+
+
+def _put(txn: lmdb.Transaction[bytes], database: lmdb._Database, rows: list[tuple[bytes, bytes]]) -> None:
+    if rows:
+        rows.sort()
+        with txn.cursor(database) as cursor:
+            cursor.putmulti(rows)
+
+
+# The directory
+
+
+def _is_tmpfs(path: Path) -> bool:
+    try:
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return False
+    return any(mount.split()[1:3] == [str(path), "tmpfs"] for mount in mounts)
+
+
+def _make_private(directory: Path) -> None:
+    """Anybody may create directories in these places, under any name. So we look who created ours."""
+    with _translated(directory):
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise StoreError(
+            str(directory),
+            "it must be a directory that belongs to this user, with no one else allowed to write; remove it, "
+            "or set data_dir",
+        )
+
+
+def _lock(directory: Path) -> int:
+    """Takes the lock, which ends with the process, and returns its file descriptor."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    owner = os.open(directory / _OWNER, flags, 0o600)
+    try:
+        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.truncate(owner, 0)
+        os.write(owner, b"%d\n" % os.getpid())
+    except BlockingIOError:
+        holder = os.read(owner, 20).decode("ascii", "replace").strip() or "unknown"
+        os.close(owner)
+        raise StoreInUse(str(directory), f"the process {holder} has it open") from None
+    except BaseException:
+        os.close(owner)
+        raise
+    return owner
+
+
+def _claim(directory: Path, boot_id: str) -> None:
+    """Makes sure that the directory holds what is ours and valid, or nothing. No `boot_id` means disk mode."""
+    mode = "memory" if boot_id else "disk"
+    marker = {"format": FORMAT, "mode": mode, "boot_id": boot_id}
+    found = _read_marker(directory)
+    if found is None and (directory / _DATA).exists():
+        raise StoreForeign(str(directory), f"it holds a {_DATA} that hotspare did not write")
+    if found is not None and found["format"] != FORMAT:
+        raise StoreForeign(
+            str(directory), f"it has format {found['format']}, and this version knows format {FORMAT}"
+        )
+    if found is not None and found["mode"] != mode:
+        raise StoreForeign(
+            str(directory), f"it was written in {found['mode']} mode, and this node is in {mode} mode"
+        )
+    if found == marker:
+        return
+    # In this order: what is marked with this boot's id counts as valid.
+    for name in (_DATA, _LOCK):
+        (directory / name).unlink(missing_ok=True)
+    _write_marker(directory, marker)
+
+
+def _read_marker(directory: Path) -> dict[str, Any] | None:
+    try:
+        text = (directory / _MARKER).read_text()
+    except FileNotFoundError:
+        return None
+    try:
+        marker = json.loads(text)
+        return {"format": marker["format"], "mode": marker["mode"], "boot_id": marker["boot_id"]}
+    except (ValueError, TypeError, KeyError) as exc:
+        raise StoreCorrupt(str(directory), f"its {_MARKER} cannot be read") from exc
+
+
+def _write_marker(directory: Path, marker: dict[str, Any]) -> None:
+    new = directory / f"{_MARKER}.new"
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(marker, file)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(directory / _MARKER)
+    _sync_directory(directory)
+
+
+def _sync_directory(directory: Path) -> None:
+    """A file survives a crash of the host only when its name does."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fill_up(data: Path, environment: lmdb.Environment) -> None:
+    """Reading mapped pages beyond the end of the file would kill the process (SIGBUS). In a file that was cut
+    off, zeros make LMDB report corruption instead."""
+    size_bytes = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if data.stat().st_size < size_bytes:
+        os.truncate(data, size_bytes)
+
+
+# Errors
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (lmdb.Error, OSError) as exc:
+        raise _failure(path, exc) from exc
+
+
+_FOREIGN = (lmdb.VersionMismatchError, lmdb.InvalidError, lmdb.IncompatibleError)
+_CORRUPT = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError)
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ALMOST_NOTHING_BYTES = 1 << 20
+
+
+def _failure(path: Path, exc: lmdb.Error | OSError) -> StoreError:
+    code = exc.errno if isinstance(exc, OSError) else exc.code
+    reason = os.strerror(code) if code and code > 0 else str(exc)
+    if isinstance(exc, lmdb.MapFullError) or code in _FULL or (code == errno.EIO and _is_full(path)):
+        return StoreFull(str(path), f"there is no room left in it ({reason})")
+    if isinstance(exc, _CORRUPT):
+        return StoreCorrupt(str(path), f"what is in it is damaged ({reason})")
+    if isinstance(exc, _FOREIGN):
+        return StoreForeign(str(path), f"LMDB does not know what is in it ({reason})")
+    return StoreError(str(path), reason)
+
+
+def _is_full(path: Path) -> bool:
+    """LMDB reports the last page that fits only in part as an input/output error."""
+    free = os.statvfs(path)
+    return free.f_bavail * free.f_frsize < _ALMOST_NOTHING_BYTES
+
+
+# Forks
+
+_open_stores: weakref.WeakSet[LmdbStore] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for store in _open_stores:
+        store._leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
