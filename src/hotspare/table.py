@@ -103,7 +103,14 @@ IF_ABSENT: Final = -1
 IF_PRESENT: Final = -2
 
 
-class Put(_Encoded, frozen=True, tag=0):
+# Commands are not frozen: their deadline is set as they leave, which may be long after they were made.
+
+
+KEEP_EXPIRY_MS: Final = 0
+"""In place of a TTL: the expiry stays. Only in a put under an exact version."""
+
+
+class Put(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, tag=0):
     """Stores a session. `condition`: one of the above, or the version that must be there."""
 
     id: bytes
@@ -115,13 +122,13 @@ class Put(_Encoded, frozen=True, tag=0):
     condition: int = UNCONDITIONAL
 
 
-class Delete(_Encoded, frozen=True, tag=1):
+class Delete(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, tag=1):
     id: bytes
     deadline_ms: int
     condition: int = UNCONDITIONAL
 
 
-class Touch(_Encoded, frozen=True, tag=2):
+class Touch(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, tag=2):
     """Moves the expiry and nothing else: version and data stay, so that it never undoes a write."""
 
     id: bytes
@@ -129,7 +136,7 @@ class Touch(_Encoded, frozen=True, tag=2):
     deadline_ms: int
 
 
-class Patch(_Encoded, frozen=True, tag=3):
+class Patch(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, tag=3):
     """Removes and sets encoded top-level fields, unless the data would grow beyond `limit_bytes`."""
 
     id: bytes
@@ -140,7 +147,7 @@ class Patch(_Encoded, frozen=True, tag=3):
     limit_bytes: int
 
 
-class Rotate(_Encoded, frozen=True, tag=4):
+class Rotate(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, tag=4):
     """Gives a session a new id and a new version; data and expiry stay."""
 
     id: bytes
@@ -203,13 +210,19 @@ def encode_commands(commands: Sequence[Command]) -> msgspec.Raw:
 
 
 def check_group(group: RawGroup) -> None:
-    """Raises `ProtocolError` unless the commands decode: for the leader, before they enter the log."""
+    """Raises `ProtocolError` unless the commands are whole: for the leader, before they enter the log.
+
+    What passes here runs on every copy. So a record that later fails its checksum was damaged on that copy.
+    """
     try:
         commands = _decode_commands(group.commands)
     except (msgspec.MsgspecError, RecursionError) as exc:
         raise ProtocolError(f"it sent commands that do not decode ({exc})", "encoded commands") from exc
     if len(commands) != group.count:
         raise _miscounted(group.count, len(commands))
+    for command in commands:
+        if type(command) is Put and data_checksum(command.id, command.data) != command.checksum:
+            raise ProtocolError("it sent a session that does not match its checksum", "undamaged data")
 
 
 def encode_batch(stamp_ms: int, full: bool, groups: Sequence[RawGroup]) -> bytes:
@@ -280,7 +293,7 @@ TAKEN: Final = -6
 FORGOTTEN: Final = -7
 """It ran, and its origin said that it had seen the result."""
 INVALID: Final = -8
-"""An id, TTL, condition, checksum or data that no origin should have let pass."""
+"""An id, TTL, condition or data that no origin should have let pass."""
 
 
 def conflicting_version(result: int) -> int | None:
@@ -439,16 +452,11 @@ class Table:
         done = origin.last + 1 - group.first
         if done < 0 or group.count - done > MAX_UNSEEN - (origin.last - origin.seen):
             return Gap(group.origin, group.first, origin.last + 1)
-        if not done:
-            results = sessions.run(group.commands, version)
-            origin.keep(table, results)
-            return Results(group.origin, group.first, results)
         results = origin.stored_results(table, group.first, min(done, group.count))
-        if done < group.count:
-            fresh = sessions.run(group.commands[done:], version + done)
+        fresh = sessions.run(group.commands[done:], version + done)
+        if fresh:
             origin.keep(table, fresh)
-            results += fresh
-        return Results(group.origin, group.first, results)
+        return Results(group.origin, group.first, results + fresh)
 
     def _advance(self, txn: Transaction, stamp_ms: int) -> None:
         # A new leader whose clock is behind must not bring sessions back.
@@ -472,9 +480,49 @@ class _Sessions:
     def totals(self) -> Totals:
         return Totals(self._count, self._bytes, self._digest & _U64)
 
-    def run(self, commands: list[Command], version: int) -> list[int]:
-        """The results; the first command's version is `version`."""
-        return [_RUN[type(command)](self, command, at) for at, command in enumerate(commands, version)]
+    def run(self, commands: list[Command], first_version: int) -> list[int]:
+        """The results. Nearly all commands of a busy cluster are puts: they run here, on local names."""
+        results: list[int] = []
+        done = results.append
+        get, records = self._get, self._records
+        index, unindex = self._expiry.add, self._expiry.discard
+        stamp_ms, full = self._stamp_ms, self._full
+        count = size = digest = 0
+        for version, command in enumerate(commands, first_version):
+            if type(command) is not Put:
+                done(_RUN[type(command)](self, command, version))
+                continue
+            id, data, ttl_ms = command.id, command.data, command.ttl_ms
+            if command.deadline_ms < stamp_ms:
+                done(EXPIRED)
+            elif not (data and 0 < len(id) <= MAX_ID_BYTES and ttl_ms <= MAX_TTL_MS):
+                done(INVALID)
+            elif ttl_ms <= 0 and not (ttl_ms == KEEP_EXPIRY_MS and command.condition > 0):
+                done(INVALID)
+            elif full:
+                done(FULL)
+            else:
+                old = get(id)
+                if command.condition and (conflict := self._conflict(command.condition, old)):
+                    done(conflict)
+                    continue
+                expires_at_ms = stamp_ms + ttl_ms if ttl_ms else self._expiry_of(old)
+                record = pack_record(version, expires_at_ms, command.flags, command.checksum, data)
+                if old is None:
+                    count += 1
+                    size += len(id) + len(record)
+                    digest += digest_term(record)
+                else:
+                    unindex(record_expires_at_ms(old), id)
+                    size += len(record) - len(old)
+                    digest += digest_term(record) - digest_term(old)
+                records[id] = record
+                index(expires_at_ms, id)
+                done(version)
+        self._count += count
+        self._bytes += size
+        self._digest += digest
+        return results
 
     def prune(self) -> None:
         for expires_at_ms, id in self._expiry.due(self._stamp_ms, PRUNE_PER_BATCH):
@@ -484,39 +532,7 @@ class _Sessions:
             self._expiry.discard(expires_at_ms, id)
             self._uncount(id, record)
 
-    # One method a command. Each checks in this order: deadline, rules, room, condition.
-
-    def _put(self, command: Put, version: int) -> int:
-        id = command.id
-        data = command.data
-        ttl_ms = command.ttl_ms
-        stamp_ms = self._stamp_ms
-        if command.deadline_ms < stamp_ms:
-            return EXPIRED
-        # The checksum too: so that a record which does not match its own can only have been damaged here.
-        if not (
-            0 < len(id) <= MAX_ID_BYTES
-            and 0 < ttl_ms <= MAX_TTL_MS
-            and data
-            and data_checksum(id, data) == command.checksum
-        ):
-            return INVALID
-        if self._full:
-            return FULL
-        old = self._get(id)
-        if command.condition and (conflict := self._conflict(command.condition, old)):
-            return conflict
-        if old is not None:
-            self._expiry.discard(record_expires_at_ms(old), id)
-            self._uncount(id, old)
-        expires_at_ms = stamp_ms + ttl_ms
-        record = pack_record(version, expires_at_ms, command.flags, command.checksum, data)
-        self._records[id] = record
-        self._expiry.add(expires_at_ms, id)
-        self._count += 1
-        self._bytes += len(id) + len(record)
-        self._digest += digest_term(record)
-        return version
+    # One method for each other command. All check in this order: deadline, rules, room, condition.
 
     def _delete(self, command: Delete, version: int) -> int:
         if command.deadline_ms < self._stamp_ms:
@@ -594,6 +610,10 @@ class _Sessions:
         record = self._get(id)
         return None if record is None or record_expires_at_ms(record) <= self._stamp_ms else record
 
+    def _expiry_of(self, record: bytes | None) -> int:
+        assert record is not None, "an exact version was there"
+        return record_expires_at_ms(record)
+
     def _conflict(self, condition: int, record: bytes | None) -> int:
         """The result of a condition that does not hold, 0 if it holds."""
         if condition < IF_PRESENT:
@@ -630,7 +650,6 @@ class _Sessions:
 
 
 _RUN: Final[dict[type, Callable[[_Sessions, Any, int], int]]] = {
-    Put: _Sessions._put,
     Delete: _Sessions._delete,
     Touch: _Sessions._touch,
     Patch: _Sessions._patch,

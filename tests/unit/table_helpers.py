@@ -1,0 +1,128 @@
+"""A copy of the table on a store, driven without a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hotspare.session import data_checksum, encode_data
+from hotspare.store import Row, Store, Transaction
+from hotspare.table import (
+    BATCH,
+    REGISTRATION,
+    UNCONDITIONAL,
+    Command,
+    Outcome,
+    Put,
+    RawGroup,
+    Registration,
+    Results,
+    Table,
+    encode_batch,
+    encode_commands,
+)
+
+START_MS = 1_700_000_000_000
+NEVER_MS = 1 << 50
+"""A deadline that no test reaches."""
+
+
+def put(
+    id: bytes,
+    data: Mapping[str, Any] | bytes = b"\x80",
+    *,
+    ttl_ms: int = 60_000,
+    condition: int = UNCONDITIONAL,
+    deadline_ms: int = NEVER_MS,
+    flags: int = 0,
+) -> Put:
+    encoded = data if isinstance(data, bytes) else encode_data(data, 1 << 20)
+    return Put(id, encoded, flags, data_checksum(id, encoded), ttl_ms, deadline_ms, condition)
+
+
+def group(origin: int, first: int, *commands: Command, seen: int = 0) -> RawGroup:
+    return RawGroup(origin, first, len(commands), seen, encode_commands(commands))
+
+
+class Copy:
+    """Applies entries one by one, each in a transaction of its own unless one has been begun."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.txn: Transaction | None = None
+        with_rows = store.begin()
+        self.table = Table(with_rows)
+        with_rows.commit()
+
+    def begin(self) -> Transaction:
+        self.txn = self.store.begin()
+        return self.txn
+
+    def commit(self) -> None:
+        assert self.txn is not None
+        self.table.save(self.txn)
+        self.txn.commit()
+        self.txn = None
+
+    def apply(self, index: int, kind: int, payload: bytes = b"") -> list[Outcome]:
+        alone = self.txn is None
+        outcomes = self.table.apply(self.txn or self.begin(), index, 1, kind, payload)
+        if alone:
+            self.commit()
+        return outcomes
+
+    def rows(self) -> list[Row]:
+        """What a snapshot of this copy holds, in order."""
+        reader = self.store.snapshot()
+        rows: list[Row] = []
+        while part := reader.read(1 << 16):
+            rows += part
+        reader.close()
+        return sorted(rows)
+
+    def install(self, rows: list[Row]) -> None:
+        txn = self.begin()
+        txn.discard_staged()
+        txn.stage(rows)
+        txn.install_staged()
+        self.table.reload(txn)
+        self.commit()
+
+
+class Driver(Copy):
+    """A copy with a log of its own and one origin, whose commands it numbers."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.next_index = 1
+        self.stamp_ms = START_MS
+        self.origin = self.register()
+        self.next_number = 1
+
+    def register(self) -> int:
+        origin = self.next_index
+        self.append(REGISTRATION, Registration(b"nonce", self.stamp_ms).encode())
+        return origin
+
+    def append(self, kind: int, payload: bytes = b"") -> list[Outcome]:
+        self.next_index += 1
+        return self.apply(self.next_index - 1, kind, payload)
+
+    def batch(self, *groups: RawGroup, full: bool = False) -> list[Outcome]:
+        return self.append(BATCH, encode_batch(self.stamp_ms, full, groups))
+
+    def run(self, *commands: Command, full: bool = False) -> list[int]:
+        """The results of the commands, numbered as the next ones of the origin."""
+        first = self.next_number
+        self.next_number += len(commands)
+        (outcome,) = self.batch(group(self.origin, first, *commands), full=full)
+        assert isinstance(outcome, Results), outcome
+        return outcome.results
+
+    def run_one(self, command: Command, *, full: bool = False) -> int:
+        (result,) = self.run(command, full=full)
+        return result
+
+    def wait(self, duration_ms: int) -> None:
+        """Cluster time goes on; nothing is applied, so nothing is pruned."""
+        self.stamp_ms += duration_ms
