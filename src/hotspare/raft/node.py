@@ -615,7 +615,7 @@ class Node:
         """Appends an entry and returns its index. It is committed if the entry that comes out of
         `committed` with that index has this leader's term; raises NotLeader."""
         if not self.accepts_proposals:
-            raise NotLeader(self.leader)
+            raise NotLeader(self._transfer_to or self.leader)
         return self._append_own(kind, payload)
 
     def _append_own(self, kind: EntryKind, payload: bytes) -> int:
@@ -629,8 +629,7 @@ class Node:
         log = self.log
         while progress.may_send(log.last_index):
             if progress.next <= log.mark.index:
-                progress.await_snapshot()
-                self._snapshots_wanted.append(progress.id)
+                self._want_snapshot(progress)
                 return
             previous = progress.next - 1
             previous_term = log.term_at(previous)
@@ -725,9 +724,10 @@ class Node:
         if message.round > progress.round:
             progress.round = message.round
             self._confirm_rounds()
-        if progress.state is State.PROBE and progress.match < self.log.last_index:
-            progress.waiting_since_ms = None
+        if progress.match < self.log.last_index:
             self._replication_due = True
+            if progress.state is State.PROBE:
+                progress.waiting_since_ms = None
         if progress.id == self._transfer_to:
             self._hand_over()
 
@@ -761,6 +761,11 @@ class Node:
         if self._hear(message.sender) is not None:
             self._chunk_replies.append(message)
 
+    def _want_snapshot(self, progress: Progress) -> None:
+        if progress.active:  # a silent follower would only pin the log
+            progress.await_snapshot()
+            self._snapshots_wanted.append(progress.id)
+
     def snapshot_installed(self, follower: ServerId, index: int, now_ms: int) -> None:
         """The follower has said that it holds everything up to `index`."""
         self._observe(now_ms)
@@ -786,8 +791,10 @@ class Node:
         """Appends a configuration, which acts at once, and returns its index. Raises NotLeader or
         ChangeRefused."""
         self._observe(now_ms)
-        if not self.accepts_proposals:
+        if self.role is not Role.LEADER:
             raise NotLeader(self.leader)
+        if self._transfer_to:
+            raise ChangeRefused("the leadership is being handed over")
         if not self.has_committed_in_term:
             raise ChangeRefused("the leader has not committed an entry of its own term yet")
         if self.log.configuration_index() > self.log.commit:
