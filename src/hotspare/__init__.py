@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from hotspare import errors
+from hotspare.blocking import SessionReplicator
+from hotspare.replicator import AsyncSessionReplicator
+from hotspare.session import Session
 from hotspare.settings import Settings
 
 __version__ = "0.1.0"
 
-__all__ = ["Settings", "__version__", "errors"]
+__all__ = ["AsyncSessionReplicator", "Session", "SessionReplicator", "Settings", "__version__", "errors"]

@@ -1,0 +1,249 @@
+"""The same verbs as plain calls: one event loop on a thread of its own, and a portal to it.
+
+A local read does not go through the portal: it is a look-up in memory, on the caller's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Coroutine, Iterable, Mapping
+from concurrent.futures import Future
+from datetime import timedelta
+from itertools import islice
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeVar
+
+from hotspare.engine import Engine, Read
+from hotspare.errors import ForkedProcess, NotReady
+from hotspare.replicator import MAX_SLICES_UNDER_WAY, AsyncSessionReplicator, Item
+from hotspare.session import Session, check_id, decode_record
+from hotspare.settings import Settings
+
+T = TypeVar("T")
+
+
+class SessionReplicator:
+    """Replicated sessions, for programs without an event loop. Every verb is safe from any thread.
+
+    With settings (or keyword arguments of the same names) it runs a node of the cluster in this process, on
+    a background thread; it cannot be used in a forked child, which has no such thread. Raises ConfigError.
+
+        with SessionReplicator(node="127.0.0.1:7401") as sessions:
+            sessions.start_cluster(["127.0.0.1:7402", "127.0.0.1:7403"])
+            sessions.store_session("s1", {"user": "alice"}, ttl_ms=3_600_000)
+
+    The verbs are those of AsyncSessionReplicator, and so is what they return and raise.
+    """
+
+    def __init__(
+        self, settings: Settings | None = None, *, engine: Engine | None = None, **overrides: Any
+    ) -> None:
+        self._async = AsyncSessionReplicator(settings, engine=engine, **overrides)
+        self.settings = self._async.settings
+        self._portal: _Portal | None = None
+        self._pid = os.getpid()
+        self._read_local = self._async.engine.read_local
+        self._has_copy = self._async.engine.has_copy
+        _replicators.add(self)
+
+    # --- life -------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """See AsyncSessionReplicator.start."""
+        if self._portal is not None:
+            return
+        self._portal = _Portal()
+        try:
+            self._run(self._async.start())
+        except BaseException:
+            self._portal.close()
+            self._portal = None
+            raise
+
+    def stop(self) -> None:
+        """See AsyncSessionReplicator.stop."""
+        if self._portal is None:
+            return
+        self._check_process()
+        try:
+            self._run(self._async.stop())
+        finally:
+            self._portal.close()
+            self._portal = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pid == os.getpid():
+            self.stop()
+
+    def start_cluster(self, replica_nodes: Iterable[str] = ()) -> None:
+        self._run(self._async.start_cluster(replica_nodes))
+
+    def flush(self) -> None:
+        self._run(self._async.flush())
+
+    # --- writing ----------------------------------------------------------------------------------------
+
+    def store_session(
+        self,
+        id: str,
+        data: Mapping[str, Any],
+        ttl_ms: int | timedelta | None = None,
+        *,
+        if_version: int | None = None,
+        if_absent: bool = False,
+        if_present: bool = False,
+        ack: str | None = None,
+    ) -> int:
+        return self._run(
+            self._async.store_session(
+                id,
+                data,
+                ttl_ms,
+                if_version=if_version,
+                if_absent=if_absent,
+                if_present=if_present,
+                ack=ack,
+            )
+        )
+
+    def store_sessions(self, sessions: Iterable[Item]) -> int:
+        iterator = iter(sessions)  # runs on the caller's thread: it may block
+        under_way: deque[Future[int]] = deque()
+        stored = 0
+        try:
+            while batch := list(islice(iterator, self.settings.batch_size)):
+                if len(under_way) >= MAX_SLICES_UNDER_WAY:
+                    stored += under_way.popleft().result()
+                under_way.append(self._submit(self._async.store_slice(batch)))
+            while under_way:
+                stored += under_way.popleft().result()
+        finally:
+            for future in under_way:
+                future.exception()
+        return stored
+
+    def update_session(
+        self,
+        id: str,
+        changes: Mapping[str, Any],
+        *,
+        remove: Iterable[str] = (),
+        if_version: int | None = None,
+        ack: str | None = None,
+    ) -> int | None:
+        return self._run(
+            self._async.update_session(id, changes, remove=remove, if_version=if_version, ack=ack)
+        )
+
+    def touch_session(self, id: str, ttl_ms: int | timedelta) -> bool:
+        return self._run(self._async.touch_session(id, ttl_ms))
+
+    def delete_session(self, id: str, *, if_version: int | None = None, ack: str | None = None) -> bool:
+        return self._run(self._async.delete_session(id, if_version=if_version, ack=ack))
+
+    def rotate_session(self, old_id: str, new_id: str, *, ack: str | None = None) -> bool:
+        return self._run(self._async.rotate_session(old_id, new_id, ack=ack))
+
+    # --- reading ----------------------------------------------------------------------------------------
+
+    def get_session(self, id: str, *, read: Read = "local") -> dict[str, Any] | None:
+        if read == "local" and self._has_copy:
+            record = self._read_local(check_id(id))
+            return None if record is None else decode_record(record)
+        return self._run(self._async.get_session(id, read=read))
+
+    def get_session_record(self, id: str, *, read: Read = "local") -> Session | None:
+        return self._run(self._async.get_session_record(id, read=read))
+
+    def get_all_sessions(self) -> list[str]:
+        return self._run(self._async.get_all_sessions())
+
+    def session_count(self) -> int:
+        return self._run(self._async.session_count())
+
+    # --- operating --------------------------------------------------------------------------------------
+
+    def get_replication_status(self) -> dict[str, Any]:
+        return self._run(self._async.get_replication_status())
+
+    def get_metrics(self) -> dict[str, Any]:
+        return self._run(self._async.get_metrics())
+
+    def promote_to_primary(self, *, force: bool = False) -> None:
+        self._run(self._async.promote_to_primary(force=force))
+
+    def trigger_failover(self, node: str) -> str:
+        return self._run(self._async.trigger_failover(node))
+
+    # --- inside -----------------------------------------------------------------------------------------
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self._submit(coroutine).result()
+
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        portal = self._portal
+        if portal is None or self._pid != os.getpid():
+            coroutine.close()
+            self._check_process()
+            raise NotReady("it was not started: call start(), or use it in a with statement")
+        return asyncio.run_coroutine_threadsafe(coroutine, portal.loop)
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise ForkedProcess(self._pid, os.getpid())
+
+    def _forked(self) -> None:
+        self._read_local = self._refuse_forked
+
+    def _refuse_forked(self, id: bytes, /) -> NoReturn:
+        raise ForkedProcess(self._pid, os.getpid())
+
+
+class _Portal:
+    """An event loop on a daemon thread."""
+
+    def __init__(self) -> None:
+        self.loop = _new_loop()
+        self._thread = threading.Thread(target=self._serve, name="hotspare", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's when it is installed: it halves what a message costs."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+_replicators: weakref.WeakSet[SessionReplicator] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for replicator in list(_replicators):
+        replicator._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

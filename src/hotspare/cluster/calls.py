@@ -1,0 +1,80 @@
+"""What a client and its home node say to each other, after the handshake.
+
+A client is an origin of its own: it registers, numbers its commands and sends each until it is answered, through
+this home node or the next one. Everything else is a call with one answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+
+from hotspare.table import RawGroup
+
+
+class EnrolClient(msgspec.Struct, array_like=True, frozen=True, tag="enrol"):
+    nonce: bytes
+
+
+class Submit(msgspec.Struct, array_like=True, frozen=True, tag="submit"):
+    groups: list[RawGroup]
+
+
+class Call(msgspec.Struct, array_like=True, frozen=True, tag="call"):
+    context: int
+    verb: str
+    arguments: dict[str, Any]
+    timeout_ms: int
+
+
+FromClient: TypeAlias = EnrolClient | Submit | Call
+
+
+class Enrolled(msgspec.Struct, array_like=True, frozen=True, tag="enrolled"):
+    nonce: bytes
+    origin: int
+    cluster_ms: int
+
+
+class Answers(msgspec.Struct, array_like=True, frozen=True, tag="answers"):
+    origin: int
+    first: int
+    results: list[int]
+    cluster_ms: int
+
+
+class Unregistered(msgspec.Struct, array_like=True, frozen=True, tag="unregistered"):
+    origin: int
+
+
+class Return(msgspec.Struct, array_like=True, frozen=True, tag="return"):
+    context: int
+    value: Any
+
+
+class Failure(msgspec.Struct, array_like=True, frozen=True, tag="failure"):
+    context: int
+    error: dict[str, Any]
+    """As `HotspareError.to_dict` made it."""
+
+
+ToClient: TypeAlias = Enrolled | Answers | Unregistered | Return | Failure
+
+_encoder = msgspec.msgpack.Encoder()
+_from_client = msgspec.msgpack.Decoder(FromClient)
+_to_client = msgspec.msgpack.Decoder(ToClient)
+
+encode = _encoder.encode
+
+
+def decode_from_client(frame: bytes) -> FromClient:
+    """Raises msgspec.MsgspecError."""
+    message: FromClient = _from_client.decode(frame)
+    return message
+
+
+def decode_to_client(frame: bytes) -> ToClient:
+    """Raises msgspec.MsgspecError."""
+    message: ToClient = _to_client.decode(frame)
+    return message

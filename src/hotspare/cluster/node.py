@@ -1,0 +1,629 @@
+"""A node in the world: sockets, timers and a store around the pure `Replica`.
+
+Everything runs on one event loop. Inputs (frames, connections, requests, time) go into the replica at once; what
+follows from all inputs of one turn of the loop is done together by `_pump`: one group commit, one write per peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from secrets import token_hex
+from typing import Any, Protocol
+
+import msgspec
+
+from hotspare.cluster import clocks, status
+from hotspare.cluster.service import ClientSession
+from hotspare.cluster.statistics import Statistics
+from hotspare.cluster.transport import Accepted, Transport
+from hotspare.cluster.wire import Hello, Rejected, RejectionCode, Welcome
+from hotspare.cluster.writer import Writer, size_of
+from hotspare.engine import Read
+from hotspare.errors import (
+    HotspareError,
+    NotReady,
+    OutcomeUnknown,
+    ProtocolError,
+    Refused,
+    StaleRead,
+    Unavailable,
+    UnknownNode,
+)
+from hotspare.protocol import messages
+from hotspare.raft.node import Timing
+from hotspare.replica import (
+    LeaderChanged,
+    Now,
+    OperationDone,
+    PeersChanged,
+    ReadReady,
+    Replica,
+    ReplicaConfig,
+)
+from hotspare.session import record_expires_at_ms
+from hotspare.settings import Address, Settings
+from hotspare.store import Store
+from hotspare.table import Command, RawGroup, Registered, Results, UnknownOrigin
+
+logger = logging.getLogger("hotspare.cluster")
+
+INCARNATION_BYTES = 16
+FLUSH_POLL_MS = 5
+MAX_RECORDS = 10_000
+"""In one answer to `records`."""
+
+
+class Home(Protocol):
+    """Who waits here for the outcomes of an origin: this process, or a client's connection."""
+
+    def registered(self, nonce: bytes, origin: int) -> None: ...
+
+    def answered(self, origin: int, first: int, results: list[int]) -> None: ...
+
+    def unknown(self, origin: int) -> None: ...
+
+
+class ClusterNode:
+    """A member of a cluster, and the engine of an in-process replicator."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self.settings = settings
+        self.name = settings.node
+        self.store = store
+        self.statistics = Statistics()
+        self.has_copy = True
+        self._replica: Replica | None = None
+        self._transport: Transport | None = None
+        self._homes: dict[int, Home] = {}
+        self._enrolling: dict[bytes, Home] = {}
+        self._contexts: dict[int, asyncio.Future[Any]] = {}
+        """Reads and operations under way."""
+        self._writer = Writer(
+            settings.batch_size, settings.batch_timeout_ms, settings.max_clock_skew_ms, self._schedule
+        )
+        self._get: Callable[[bytes], bytes | None] = store.get
+        self._fresh_until_ms = -1
+        self._is_pump_scheduled = False
+        self._is_stopping = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms = 0
+
+    # --- life -------------------------------------------------------------------------------------------
+
+    @property
+    def replica(self) -> Replica:
+        if self._replica is None:
+            raise NotReady("it was not started")
+        return self._replica
+
+    async def start(self) -> None:
+        """Listens and takes part. Raises ConfigError (address in use, …) or StoreError."""
+        self._loop = asyncio.get_running_loop()
+        self.failed: asyncio.Future[None] = self._loop.create_future()
+        """Gets the error that makes this node stop by itself."""
+        self.failed.add_done_callback(_retrieve)
+        settings = self.settings
+        transport = self._transport = Transport(
+            listen=settings.listen_address,
+            hello=self._hello,
+            admit=self._admit,
+            on_frames=self._on_frames,
+            on_up=self._on_up,
+            on_down=self._on_down,
+            on_client=self._on_client,
+        )
+        await transport.start()
+        address = settings.advertise or (settings.node if settings.listen is None else str(transport.address))
+        self._replica = Replica(
+            _replica_config(settings, address),
+            self.store,
+            random.SystemRandom().randrange,
+            lambda: token_hex(INCARNATION_BYTES),
+            clocks.now(),
+        )
+        self._dial()
+        self._on_timer()
+
+    async def stop(self) -> None:
+        """Answers what is pending, hands the leadership over, and leaves."""
+        if self._replica is None or self._is_stopping:
+            return
+        self._is_stopping = True
+        await self._settle_writes()
+        await self._hand_over()
+        await self._shut_down()
+
+    async def _settle_writes(self) -> None:
+        timeout_ms = self.settings.replication_rpc_timeout_ms
+        try:
+            await asyncio.wait_for(self._writer.wait_until_answered(), timeout_ms / 1000)
+        except TimeoutError:
+            pass  # close() tells their callers
+
+    async def _hand_over(self) -> None:
+        replica = self.replica
+        others = [member for member in replica.configuration.members if member.voter]
+        if not replica.is_leader or len(others) < 2:
+            return
+        try:
+            await self._operate("failover", self.name, self.settings.election_timeout_ms)
+        except HotspareError as exc:
+            logger.warning("%s stops without a successor: %s", self.name, exc)
+
+    async def _shut_down(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._writer.close("this node was stopped")
+        for future in self._contexts.values():
+            if not future.done():
+                future.set_exception(Unavailable("this node was stopped"))
+        if self._transport is not None:
+            await self._transport.stop()
+        replica, self._replica = self._replica, None
+        self._fresh_until_ms = -1
+        if replica is not None:
+            replica.stop()
+        self.store.close()
+
+    def _fail(self, error: BaseException) -> None:
+        """The store cannot go on, or there is a bug: this node must not go on either."""
+        logger.error("%s stops: %s", self.name, error)
+        if not self.failed.done():
+            self.failed.set_exception(error)
+        self._is_stopping = True
+        self._loop.create_task(self._shut_down())
+
+    # --- reading ----------------------------------------------------------------------------------------
+
+    def read_local(self, id: bytes) -> bytes | None:
+        """The record of a live session in this copy. Any thread. Raises NotReady or StaleRead."""
+        record = self._get(id)
+        now_ms = clocks.boot_ms()
+        if now_ms > self._fresh_until_ms:
+            raise self._not_fresh(now_ms)
+        if record is None or record_expires_at_ms(record) <= self._replica.clock.read_ms(now_ms):  # type: ignore[union-attr]
+            return None
+        return record
+
+    async def fetch(self, id: bytes, how: Read, timeout_ms: int) -> bytes | None:
+        """The record of a live session. Raises NotReady, StaleRead, or Unavailable when no primary confirms
+        a linearizable read in time."""
+        if how == "local":
+            return self.read_local(id)
+        if how == "primary":
+            await self._confirm(timeout_ms)
+        return self._read_any_age(id)
+
+    def _read_any_age(self, id: bytes) -> bytes | None:
+        record = self._get(id)
+        if record is None or record_expires_at_ms(record) <= self.replica.clock.read_ms(clocks.boot_ms()):
+            return None
+        return record
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether local reads are answered now."""
+        return clocks.boot_ms() <= self._fresh_until_ms
+
+    def count(self) -> int:
+        """Live sessions in this copy, however old it is."""
+        replica = self.replica
+        return replica.table.count - self.store.due_count(replica.clock.read_ms(clocks.boot_ms()))
+
+    def _check_fresh(self) -> None:
+        now_ms = clocks.boot_ms()
+        if now_ms > self._fresh_until_ms:
+            raise self._not_fresh(now_ms)
+
+    def _not_fresh(self, now_ms: int) -> HotspareError:
+        replica = self._replica
+        if replica is None:
+            return NotReady("it does not run")
+        if replica.fresh_as_of_ms >= 0:
+            return StaleRead(now_ms - replica.fresh_as_of_ms, self.settings.max_staleness_ms)
+        if replica.node is None:
+            return NotReady("it belongs to no cluster yet")
+        return NotReady("it has not learned yet what is committed")
+
+    async def _confirm(self, timeout_ms: int) -> None:
+        context = self.replica.read(clocks.now())
+        try:
+            await self._wait(context, timeout_ms, "no primary confirmed the read in time")
+        finally:
+            if self._replica is not None:
+                self._replica.forget_read(context)
+
+    @property
+    def pending_writes(self) -> int:
+        """Writes of this process that have no answer yet."""
+        return self._writer.origin.pending
+
+    # --- writing ----------------------------------------------------------------------------------------
+
+    async def write(self, commands: list[Command], timeout_ms: int) -> list[int]:
+        """One result a command. Raises Unavailable or OutcomeUnknown."""
+        self._check_writable()
+        try:
+            results = await self._writer.write(commands, size_of(commands), clocks.boot_ms(), timeout_ms)
+        except (Unavailable, OutcomeUnknown):
+            self.statistics.failed_replications += len(commands)
+            raise
+        self.statistics.total_replicated += len(commands)
+        return results
+
+    async def _call_flush(self, timeout_ms: int) -> None:
+        """Returns when nothing that was written here is pending, and the copies that answer have it."""
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                await self._writer.wait_until_answered()
+                target = self.replica.node.log.last_index if self.replica.node is not None else 0
+                while self.replica.pending_commands or self._lagging(target):
+                    await asyncio.sleep(FLUSH_POLL_MS / 1000)
+        except TimeoutError:
+            raise Unavailable("not everything was replicated in time") from None
+
+    def _lagging(self, index: int) -> bool:
+        node = self.replica.node
+        if node is None or not node.is_leader:
+            return False
+        return any(each.active and each.match < index for each in node.progress.values())
+
+    def _check_writable(self) -> None:
+        replica = self.replica
+        if self._is_stopping:
+            raise Unavailable("this node is being stopped")
+        if replica.node is None and not self.settings.replica_nodes and not replica.is_founding:
+            raise Unavailable("this node belongs to no cluster yet: found one with start_cluster")
+
+    # --- operations -------------------------------------------------------------------------------------
+
+    async def _call_found(self, timeout_ms: int, nodes: list[str]) -> str:
+        """Founds a cluster of this node and those. Returns when it has a primary and this copy is ready."""
+        addresses = {name: name for name in nodes}
+        context = self.replica.found(addresses, timeout_ms, clocks.now())
+        self._schedule()
+        outcome = await self._wait_for_operation("start_cluster", "", context, timeout_ms + 1000)
+        while clocks.boot_ms() > self._fresh_until_ms:
+            await asyncio.sleep(FLUSH_POLL_MS / 1000)
+        return outcome
+
+    async def _call_promote(self, timeout_ms: int) -> str:
+        """Makes this node the primary, in an orderly way; what is pending is written first."""
+        await self._call_flush(timeout_ms)
+        return await self._operate("promote", self.name, timeout_ms)
+
+    async def _call_failover(self, timeout_ms: int, node: str) -> str:
+        return await self._operate("failover", node, timeout_ms)
+
+    async def _operate(self, verb: str, argument: str, timeout_ms: int) -> str:
+        context = self.replica.operate(verb, argument, clocks.now())
+        self._schedule()
+        return await self._wait_for_operation(verb, argument, context, timeout_ms)
+
+    async def _wait_for_operation(self, verb: str, argument: str, context: int, timeout_ms: int) -> str:
+        try:
+            done = await self._wait(context, timeout_ms, "no primary carried it out in time")
+        finally:
+            if self._replica is not None:
+                self._replica.forget_operation(context)
+        if done.outcome == "unknown":
+            raise UnknownNode(argument, tuple(done.text.split(", ")))
+        if done.outcome == "refused":
+            raise Refused(verb, done.text)
+        text: str = done.text
+        return text
+
+    async def _wait(self, context: int, timeout_ms: int, complaint: str) -> Any:
+        future = self._contexts[context] = self._loop.create_future()
+        self._schedule()
+        try:
+            return await asyncio.wait_for(future, timeout_ms / 1000)
+        except TimeoutError:
+            raise Unavailable(complaint) from None
+        finally:
+            del self._contexts[context]
+
+    # --- the engine's other verbs -----------------------------------------------------------------------
+
+    async def call(self, verb: str, timeout_ms: int, **arguments: Any) -> Any:
+        """See `hotspare.engine.Engine.call`; `get` is for clients, who have no copy."""
+        answer = _VERBS.get(verb)
+        if answer is None:
+            raise ProtocolError(f"it called {verb!r:.40}", f"one of {', '.join(_VERBS)}")
+        return await answer(self, timeout_ms, **arguments)
+
+    async def _call_get(self, timeout_ms: int, id: bytes, how: Read) -> bytes | None:
+        return await self.fetch(id, how, timeout_ms)
+
+    async def _call_ids(self, timeout_ms: int) -> list[bytes]:
+        self._check_fresh()
+        return [id for id in self.store.ids() if self._read_any_age(id) is not None]
+
+    async def _call_count(self, timeout_ms: int) -> int:
+        self._check_fresh()
+        return self.count()
+
+    async def _call_records(self, timeout_ms: int, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """At most `limit` sessions in id order, from the first id greater than `after` on, expired ones
+        included: whoever walks through all of them must be able to tell the end."""
+        self._check_fresh()
+        return self.store.records(after, min(limit, MAX_RECORDS))
+
+    async def _call_status(self, timeout_ms: int) -> dict[str, Any]:
+        return status.status(self)
+
+    async def _call_metrics(self, timeout_ms: int) -> dict[str, Any]:
+        return status.metrics(self)
+
+    # --- origins: ours and those of clients -----------------------------------------------------------
+
+    def enrol(self, nonce: bytes, home: Home) -> None:
+        self._enrolling[nonce] = home
+        self.replica.enrol(nonce, clocks.now())
+        self._schedule()
+
+    def submit(self, group: RawGroup, home: Home) -> None:
+        self._homes[group.origin] = home
+        self.replica.submit(group, clocks.now())
+        self._schedule()
+
+    def leave(self, home: Home) -> None:
+        """Nobody waits behind that home any more."""
+        for origin in [origin for origin, each in self._homes.items() if each is home]:
+            del self._homes[origin]
+            if self._replica is not None:
+                self._replica.forget_origin(origin)
+        for nonce in [nonce for nonce, each in self._enrolling.items() if each is home]:
+            del self._enrolling[nonce]
+            if self._replica is not None:
+                self._replica.forget_enrolment(nonce)
+
+    def _send_own_writes(self, now: Now) -> None:
+        origin, replica = self._writer.origin, self.replica
+        nonce = origin.wants_registration()
+        if nonce and nonce not in self._enrolling:
+            self._enrolling[nonce] = origin
+            replica.enrol(nonce, now)
+        for group in origin.take_groups(now.boot_ms, replica.cluster_ms(now)):
+            self._homes[group.origin] = origin
+            replica.submit(group, now)
+
+    # --- the pump ---------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        if not self._is_pump_scheduled:
+            self._is_pump_scheduled = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Does everything that follows from the inputs so far."""
+        self._is_pump_scheduled = False
+        if self._replica is None:
+            return
+        try:
+            self._turn(clocks.now())
+        except Exception as exc:
+            self._fail(exc)
+
+    def _turn(self, now: Now) -> None:
+        replica = self.replica
+        self._send_own_writes(now)
+        while (work := replica.work(now)) is not None:
+            self._send_out()  # before the work: the others begin while we write
+            self.statistics.note_proposed(replica)
+            work.perform()
+            replica.finish(work, now)
+        self._send_out()
+        self._fresh_until_ms = self._fresh_until(replica)
+        self.statistics.note_acknowledged(replica)
+        events = replica.take_events()
+        if events:
+            self._dispatch(events)
+        self._arm_timer()
+
+    def _fresh_until(self, replica: Replica) -> int:
+        return replica.fresh_as_of_ms + self.settings.max_staleness_ms if replica.fresh_as_of_ms >= 0 else -1
+
+    def _send_out(self) -> None:
+        transport = self._transport
+        assert transport is not None
+        frames: dict[str, list[bytes]] = {}
+        for name, envelope in self.replica.take_outbox():
+            frames.setdefault(name, []).append(messages.encode(envelope))
+        for name, batch in frames.items():
+            transport.send(name, batch)
+
+    def _dispatch(self, events: list[Any]) -> None:
+        for event in events:
+            _REACTIONS[type(event)](self, event)
+        self._writer.notice()
+
+    def _on_results(self, event: Results) -> None:
+        home = self._homes.get(event.origin)
+        if home is not None:
+            home.answered(event.origin, event.first, event.results)
+            if home is self._writer.origin:
+                self._schedule()
+
+    def _on_unknown_origin(self, event: UnknownOrigin) -> None:
+        home = self._homes.pop(event.origin, None)
+        if home is not None:
+            home.unknown(event.origin)
+            self._schedule()
+
+    def _on_registered(self, event: Registered) -> None:
+        home = self._enrolling.pop(event.nonce, None)
+        if home is not None:
+            home.registered(event.nonce, event.origin)
+            self._schedule()
+
+    def _on_read_ready(self, event: ReadReady) -> None:
+        self._settle(event.context, None)
+
+    def _on_operation_done(self, event: OperationDone) -> None:
+        self._settle(event.context, event)
+
+    def _settle(self, context: int, value: Any) -> None:
+        future = self._contexts.get(context)
+        if future is not None and not future.done():
+            future.set_result(value)
+
+    def _on_leader_changed(self, event: LeaderChanged) -> None:
+        self.statistics.note_leader(event.leader, clocks.boot_ms())
+        if event.leader:
+            logger.info("%s: the primary is %s (term %d)", self.name, event.leader, event.term)
+        else:
+            logger.info("%s: there is no primary (term %d)", self.name, event.term)
+
+    def _on_peers_changed(self, event: PeersChanged) -> None:
+        self._dial()
+
+    # --- time -------------------------------------------------------------------------------------------
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self._replica is None:
+            return
+        now = clocks.now()
+        try:
+            self.replica.tick(now)
+        except Exception as exc:
+            self._fail(exc)
+            return
+        self._writer.origin.expire(now.boot_ms)
+        self._writer.notice()
+        self._pump()
+
+    def _arm_timer(self) -> None:
+        due_ms = self.replica.next_deadline_ms()
+        flush_ms = self._writer.origin.next_flush_ms()
+        if flush_ms is not None:
+            due_ms = min(due_ms, flush_ms)
+        if self._timer is not None:
+            if due_ms >= self._timer_ms:
+                return
+            self._timer.cancel()
+        self._timer_ms = due_ms
+        delay_ms = max(1, due_ms - clocks.boot_ms())
+        self._timer = self._loop.call_later(delay_ms / 1000, self._on_timer)
+
+    # --- connections ------------------------------------------------------------------------------------
+
+    def _hello(self) -> Hello:
+        replica = self.replica
+        return Hello(
+            kind="node",
+            name=self.name,
+            incarnation=replica.id,
+            cluster_id=replica.cluster_id,
+            address=replica.config.address,
+            role="member",
+        )
+
+    def _admit(self, hello: Hello) -> Welcome | Rejected:
+        if self._replica is None or self._is_stopping:
+            return Rejected(RejectionCode.SHUTTING_DOWN, f"{self.name} is shutting down")
+        replica = self._replica
+        if hello.expected and hello.expected != self.name:
+            return Rejected(
+                RejectionCode.UNEXPECTED_NAME, f"this is {self.name}, not {hello.expected}: check the address"
+            )
+        if hello.kind == "node":
+            rejected = self._object_to(hello, replica)
+            if rejected is not None:
+                return rejected
+        return Welcome(self.name, replica.id, replica.cluster_id, replica.config.address, replica.leader)
+
+    def _object_to(self, hello: Hello, replica: Replica) -> Rejected | None:
+        if hello.cluster_id and replica.cluster_id and hello.cluster_id != replica.cluster_id:
+            text = f"{self.name} belongs to cluster {replica.cluster_id}, you to {hello.cluster_id}"
+            return Rejected(RejectionCode.OTHER_CLUSTER, text)
+        if hello.name == self.name:
+            return Rejected(RejectionCode.PRESENT, f"there is a node {self.name} already: this one")
+        peer = replica.peers.get(hello.name)
+        if peer is not None and peer.up and peer.id not in ("", hello.incarnation):
+            return Rejected(RejectionCode.PRESENT, f"another node answers as {hello.name}")
+        return None
+
+    def _dial(self) -> None:
+        assert self._transport is not None
+        targets = self.replica.dial_targets()
+        for name in set(self._transport.dialled) - set(targets):
+            self._transport.undial(name)
+        for name, address in targets.items():
+            self._transport.dial(name, Address.parse(address))
+
+    def _on_up(self, name: str, incarnation: str, address: str) -> None:
+        if self._replica is not None:
+            logger.info("%s: connected to %s", self.name, name)
+            self._replica.peer_up(name, incarnation, address, clocks.now())
+            self._schedule()
+
+    def _on_down(self, name: str) -> None:
+        if self._replica is not None:
+            logger.info("%s: %s does not answer", self.name, name)
+            self._replica.peer_down(name, clocks.now())
+            self._schedule()
+
+    def _on_frames(self, name: str, frames: list[bytes]) -> None:
+        replica = self._replica
+        if replica is None:
+            return
+        now = clocks.now()
+        for frame in frames:
+            try:
+                envelope = messages.decode(frame)
+            except msgspec.MsgspecError as exc:
+                logger.warning("%s: %s sent what is no message: %s", self.name, name, exc)
+                continue
+            replica.receive(name, envelope, now)
+        self._schedule()
+
+    def _on_client(self, connection: Accepted) -> ClientSession:
+        return ClientSession(self, connection)
+
+
+def _retrieve(future: asyncio.Future[None]) -> None:
+    """Nobody may be waiting for the error: asyncio need not complain about that, it is logged."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _replica_config(settings: Settings, address: str) -> ReplicaConfig:
+    names = tuple(sorted({settings.node, *settings.replica_nodes})) if settings.replica_nodes else ()
+    return ReplicaConfig(
+        name=settings.node,
+        address=address,
+        replica_nodes=names,
+        timing=Timing(settings.health_check_interval_ms, settings.election_timeout_ms),
+        max_staleness_ms=settings.max_staleness_ms,
+        cleanup_interval_ms=settings.cleanup_interval_ms,
+        max_memory_bytes=settings.max_memory_bytes,
+    )
+
+
+_VERBS: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
+    "get": ClusterNode._call_get,
+    "ids": ClusterNode._call_ids,
+    "count": ClusterNode._call_count,
+    "records": ClusterNode._call_records,
+    "status": ClusterNode._call_status,
+    "metrics": ClusterNode._call_metrics,
+    "flush": ClusterNode._call_flush,
+    "promote": ClusterNode._call_promote,
+    "failover": ClusterNode._call_failover,
+    "found": ClusterNode._call_found,
+}
+
+_REACTIONS: dict[type, Callable[[ClusterNode, Any], None]] = {
+    Results: ClusterNode._on_results,
+    UnknownOrigin: ClusterNode._on_unknown_origin,
+    Registered: ClusterNode._on_registered,
+    ReadReady: ClusterNode._on_read_ready,
+    OperationDone: ClusterNode._on_operation_done,
+    LeaderChanged: ClusterNode._on_leader_changed,
+    PeersChanged: ClusterNode._on_peers_changed,
+}

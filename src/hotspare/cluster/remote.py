@@ -1,0 +1,263 @@
+"""A client of a cluster: writes as an origin of its own, reads by asking its home node.
+
+Any node will do as home. When it is lost the next address takes its place: calls that were under way are asked
+again (they are all safe to repeat), and groups of writes are sent again under their numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from hotspare.cluster import calls, clocks
+from hotspare.cluster.connection import Dialled, connect_client
+from hotspare.cluster.writer import Writer, size_of
+from hotspare.engine import Read
+from hotspare.errors import (
+    ConfigError,
+    HotspareError,
+    NotReady,
+    ProtocolError,
+    Refused,
+    Unavailable,
+    from_dict,
+)
+from hotspare.protocol.clock import ClusterClock
+from hotspare.settings import Address
+from hotspare.table import Command
+
+CONNECT_TIMEOUT_MS = 1000
+"""How long one address may take before the next one is tried."""
+ONE_NODE_ONLY = ("promote", "found", "status", "metrics", "flush")
+"""Calls that mean the very node that was asked: not repeated at another one."""
+PAUSE_MS = 50
+"""Between two rounds over all addresses."""
+
+
+class RemoteEngine:
+    """An engine whose sessions are elsewhere. Belongs to one event loop."""
+
+    has_copy = False
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        timeout_ms: int = 5000,
+        batch_size: int = 100,
+        batch_timeout_ms: int = 20,
+        max_clock_skew_ms: int = 500,
+    ) -> None:
+        """Raises ConfigError for what is no address."""
+        if not addresses:
+            raise ConfigError("node", "no address was given", "host:port, or several with commas between")
+        self._addresses = [Address.parse(text, key="node") for text in addresses]
+        self._timeout_ms = timeout_ms
+        self._writer = Writer(batch_size, batch_timeout_ms, max_clock_skew_ms, self._schedule)
+        self._clock = ClusterClock()
+        self._connection: Dialled | None = None
+        self._calls: dict[int, tuple[calls.Call, asyncio.Future[Any]]] = {}
+        self._next_context = 0
+        self._enrolling = b""
+        self._is_flush_scheduled = False
+        self._keeper: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._lost = asyncio.Event()
+
+    @property
+    def home(self) -> str:
+        """The node that answers; empty while there is none."""
+        return self._connection.welcome.name if self._connection is not None else ""
+
+    async def start(self) -> None:
+        """Raises Unavailable when no address can be reached in time, Refused or ProtocolError at once."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._timeout_ms / 1000):
+                await self._connect()
+        except TimeoutError:
+            raise Unavailable(f"none of {self._all_addresses()} answers") from None
+        self._keeper = self._loop.create_task(self._keep_connected())
+        self._on_timer()
+
+    async def stop(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
+        if self._timer is not None:
+            self._timer.cancel()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+            await connection.ended
+        self._writer.close("the client was stopped")
+        for _, future in self._calls.values():
+            if not future.done():
+                future.set_exception(Unavailable("the client was stopped"))
+
+    # --- the engine's verbs -----------------------------------------------------------------------------
+
+    def read_local(self, id: bytes, /) -> bytes | None:
+        raise NotReady("this process has no copy")
+
+    async def fetch(self, id: bytes, how: Read, timeout_ms: int) -> bytes | None:
+        record: bytes | None = await self.call("get", timeout_ms, id=id, how=how)
+        return record
+
+    async def write(self, commands: list[Command], timeout_ms: int) -> list[int]:
+        return await self._writer.write(commands, size_of(commands), clocks.boot_ms(), timeout_ms)
+
+    async def call(self, verb: str, timeout_ms: int, **arguments: Any) -> Any:
+        self._next_context += 1
+        call = calls.Call(self._next_context, verb, arguments, timeout_ms)
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._calls[call.context] = (call, future)
+        self._send(call)
+        try:
+            # The node keeps to the timeout; the client's own is for a node that is gone.
+            return await asyncio.wait_for(future, (timeout_ms + CONNECT_TIMEOUT_MS) / 1000)
+        except TimeoutError:
+            raise Unavailable(f"none of {self._all_addresses()} answered in time") from None
+        finally:
+            del self._calls[call.context]
+
+    # --- connecting -------------------------------------------------------------------------------------
+
+    async def _keep_connected(self) -> None:
+        while True:
+            await self._lost.wait()
+            await self._connect()
+
+    async def _connect(self) -> None:
+        """Returns once connected, however long it takes, unless all addresses say that it is no use."""
+        while True:
+            failures: list[Exception] = []
+            for address in list(self._addresses):
+                try:
+                    self._connection = await self._connect_to(address)
+                except (Unavailable, OSError) as exc:
+                    failures.append(exc)
+                except (Refused, ProtocolError) as exc:
+                    if len(self._addresses) == 1 and self._keeper is None:
+                        raise
+                    failures.append(exc)
+                else:
+                    self._lost.clear()
+                    self._resume()
+                    return
+            if self._keeper is None and len(failures) == len(self._addresses):
+                self._give_up_at_once(failures)
+            await asyncio.sleep(PAUSE_MS / 1000)
+
+    def _give_up_at_once(self, failures: list[Exception]) -> None:
+        """The first connection: waiting for a node that refuses connections helps nobody."""
+        if len(failures) == 1:
+            raise failures[0]
+        raise Unavailable(f"none of {self._all_addresses()} can be reached") from failures[0]
+
+    async def _connect_to(self, address: Address) -> Dialled:
+        return await connect_client(address, self, timeout_ms=min(CONNECT_TIMEOUT_MS, self._timeout_ms))
+
+    def _resume(self) -> None:
+        """Everything without an answer is sent again to the new home."""
+        self._enrolling = b""
+        for call, future in list(self._calls.values()):
+            if call.verb not in ONE_NODE_ONLY:
+                self._send(call)
+            elif not future.done():
+                future.set_exception(Unavailable("the connection was lost before the node answered"))
+        groups = self._writer.origin.unanswered()
+        if groups:
+            self._send(calls.Submit(groups))
+        self._schedule()
+
+    def _all_addresses(self) -> str:
+        return ", ".join(map(str, self._addresses))
+
+    # --- the connection's handler -----------------------------------------------------------------------
+
+    def frames_received(self, frames: list[bytes]) -> None:
+        for frame in frames:
+            message = calls.decode_to_client(frame)
+            _REACTIONS[type(message)](self, message)
+        self._writer.notice()
+        self._schedule()
+
+    def closed(self, reason: str) -> None:
+        self._connection = None
+        # The next attempt begins with another address.
+        self._addresses.append(self._addresses.pop(0))
+        self._lost.set()
+
+    def _on_enrolled(self, message: calls.Enrolled) -> None:
+        self._clock.heard(message.cluster_ms, clocks.boot_ms())
+        self._writer.origin.registered(message.nonce, message.origin)
+
+    def _on_answers(self, message: calls.Answers) -> None:
+        self._clock.heard(message.cluster_ms, clocks.boot_ms())
+        self._writer.origin.answered(message.origin, message.first, message.results)
+
+    def _on_unregistered(self, message: calls.Unregistered) -> None:
+        self._writer.origin.unknown(message.origin)
+
+    def _on_return(self, message: calls.Return) -> None:
+        _, future = self._calls.get(message.context, (None, None))
+        if future is not None and not future.done():
+            future.set_result(message.value)
+
+    def _on_failure(self, message: calls.Failure) -> None:
+        _, future = self._calls.get(message.context, (None, None))
+        if future is not None and not future.done():
+            future.set_exception(from_dict(message.error))
+
+    # --- writing ----------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        if not self._is_flush_scheduled:
+            self._is_flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._is_flush_scheduled = False
+        if self._connection is None:
+            return
+        origin = self._writer.origin
+        nonce = origin.wants_registration()
+        if nonce and nonce != self._enrolling:
+            self._enrolling = nonce
+            self._send(calls.EnrolClient(nonce))
+        now_ms = clocks.boot_ms()
+        groups = origin.take_groups(now_ms, self._clock.read_ms(now_ms))
+        if groups:
+            self._send(calls.Submit(groups))
+        self._arm_timer(origin.next_flush_ms())
+
+    def _send(self, message: calls.FromClient) -> None:
+        if self._connection is not None:
+            self._connection.send([calls.encode(message)])
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._writer.origin.expire(clocks.boot_ms())
+        self._writer.notice()
+        self._flush()
+        self._arm_timer(None)
+
+    def _arm_timer(self, flush_ms: int | None) -> None:
+        delay_ms = PAUSE_MS if flush_ms is None else max(1, flush_ms - clocks.boot_ms())
+        if self._timer is not None:
+            if self._loop.time() + delay_ms / 1000 >= self._timer.when():
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay_ms / 1000, self._on_timer)
+
+
+_REACTIONS: dict[type, Any] = {
+    calls.Enrolled: RemoteEngine._on_enrolled,
+    calls.Answers: RemoteEngine._on_answers,
+    calls.Unregistered: RemoteEngine._on_unregistered,
+    calls.Return: RemoteEngine._on_return,
+    calls.Failure: RemoteEngine._on_failure,
+}

@@ -1,0 +1,91 @@
+"""What a node does for a client: keeps its writes going, and answers its calls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hotspare.cluster import calls, clocks
+from hotspare.errors import HotspareError, ProtocolError
+from hotspare.table import check_group
+
+if TYPE_CHECKING:
+    from hotspare.cluster.node import ClusterNode
+
+logger = logging.getLogger("hotspare.cluster")
+
+MAX_CALLS = 1000
+"""Calls of one client under way at once."""
+
+
+class Outgoing(Protocol):
+    def send(self, frames: list[bytes]) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+class ClientSession:
+    """One client's connection: the home of its origin, and its calls."""
+
+    def __init__(self, node: ClusterNode, connection: Outgoing) -> None:
+        self._node = node
+        self._connection = connection
+        self._calls: set[asyncio.Task[None]] = set()
+
+    # --- from the client --------------------------------------------------------------------------------
+
+    def frames_received(self, frames: list[bytes]) -> None:
+        """Raises ProtocolError or msgspec.MsgspecError, which end the connection."""
+        for frame in frames:
+            message = calls.decode_from_client(frame)
+            if isinstance(message, calls.Submit):
+                self._submit(message)
+            elif isinstance(message, calls.EnrolClient):
+                self._node.enrol(message.nonce, self)
+            else:
+                self._call(message)
+
+    def closed(self, reason: str) -> None:
+        self._node.leave(self)
+        for task in self._calls:
+            task.cancel()
+
+    def _submit(self, message: calls.Submit) -> None:
+        for group in message.groups:
+            check_group(group)  # garbage never enters the log
+            self._node.submit(group, self)
+
+    def _call(self, call: calls.Call) -> None:
+        if len(self._calls) >= MAX_CALLS:
+            raise ProtocolError(f"it has {MAX_CALLS} calls under way", "fewer at once")
+        task = asyncio.get_running_loop().create_task(self._answer(call))
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    async def _answer(self, call: calls.Call) -> None:
+        try:
+            value = await self._node.call(call.verb, call.timeout_ms, **call.arguments)
+            self._send(calls.Return(call.context, value))
+        except HotspareError as exc:
+            self._send(calls.Failure(call.context, exc.to_dict()))
+        except TypeError as exc:  # a client of another version
+            error = ProtocolError(f"a call of {call.verb!r:.40} that does not fit: {exc}", "its arguments")
+            self._send(calls.Failure(call.context, error.to_dict()))
+
+    # --- to the client ----------------------------------------------------------------------------------
+
+    def registered(self, nonce: bytes, origin: int) -> None:
+        self._send(calls.Enrolled(nonce, origin, self._cluster_ms()))
+
+    def answered(self, origin: int, first: int, results: list[int]) -> None:
+        self._send(calls.Answers(origin, first, results, self._cluster_ms()))
+
+    def unknown(self, origin: int) -> None:
+        self._send(calls.Unregistered(origin))
+
+    def _cluster_ms(self) -> int:
+        return self._node.replica.cluster_ms(clocks.now())
+
+    def _send(self, message: calls.ToClient) -> None:
+        self._connection.send([calls.encode(message)])

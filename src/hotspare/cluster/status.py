@@ -1,0 +1,102 @@
+"""How a node describes itself: plain values for programs, tables and JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from hotspare.cluster import clocks
+from hotspare.raft.messages import Member
+from hotspare.replica import Replica
+
+if TYPE_CHECKING:
+    from hotspare.cluster.node import ClusterNode
+
+
+def status(node: ClusterNode) -> dict[str, Any]:
+    """See `AsyncSessionReplicator.get_replication_status`."""
+    replica = node.replica
+    raft = replica.node
+    now = clocks.now()
+    fresh_as_of_ms = replica.fresh_as_of_ms
+    return {
+        "node": node.name,
+        "address": replica.config.address,
+        "incarnation": replica.id,
+        "role": _role(replica),
+        "primary": replica.leader,
+        "term": raft.term if raft is not None else 0,
+        "cluster_id": replica.cluster_id,
+        "ready": node.is_fresh and raft is not None and raft.is_voter,
+        "active_sessions": node.count(),
+        "pending_replications": _pending(node),
+        "applied_index": replica.table.applied_index,
+        "digest": replica.table.digest,
+        "staleness_ms": now.boot_ms - fresh_as_of_ms if fresh_as_of_ms >= 0 else None,
+        "memory_bytes": replica.table.bytes_used,
+        "replica_nodes": [
+            _member(node, replica, member)
+            for member in replica.configuration.members
+            if member.name != node.name
+        ],
+    }
+
+
+def _role(replica: Replica) -> str:
+    if replica.node is None:
+        return "unfounded"
+    if replica.is_leader:
+        return "primary"
+    return "secondary" if replica.node.is_voter else "learner"
+
+
+def _pending(node: ClusterNode) -> int:
+    """Writes that came through this node and wait; on the primary also entries that a copy in reach lacks."""
+    replica = node.replica
+    pending = node.pending_writes + replica.pending_commands
+    raft = replica.node
+    if raft is not None and raft.is_leader:
+        behind = (raft.log.last_index - each.match for each in raft.progress.values() if each.active)
+        pending += max(behind, default=0)
+    return pending
+
+
+def _member(node: ClusterNode, replica: Replica, member: Member) -> dict[str, Any]:
+    """Lag is known on the primary only."""
+    peer = replica.peers.get(member.name)
+    raft = replica.node
+    progress = raft.progress.get(member.id) if raft is not None and raft.is_leader else None
+    is_primary = member.name == replica.leader
+    role = "primary" if is_primary else "secondary" if member.voter else "learner" if member.id else "vacant"
+    lag_entries = raft.log.last_index - progress.match if raft is not None and progress is not None else None
+    return {
+        "node": member.name,
+        "address": member.address,
+        "role": role,
+        "reachable": peer is not None and peer.up,
+        "lag_entries": lag_entries,
+        "lag_ms": node.statistics.lag_of(member.id) if progress is not None else None,
+        "clock_skew_ms": peer.wall_skew_ms if peer is not None and peer.up else None,
+    }
+
+
+def metrics(node: ClusterNode) -> dict[str, Any]:
+    """See `AsyncSessionReplicator.get_metrics`."""
+    replica, statistics = node.replica, node.statistics
+    lag = statistics.lag()
+    members = [member for member in replica.configuration.members if member.name != node.name]
+    return {
+        "is_primary": replica.is_leader,
+        "replica_nodes": len(members),
+        "active_sessions": node.count(),
+        "total_replicated": statistics.total_replicated,
+        "replication_lag_ms": round(lag.p99_ms, 3),
+        "replication_lag_p50_ms": round(lag.p50_ms, 3),
+        "replication_lag_max_ms": round(lag.max_ms, 3),
+        "failed_replications": statistics.failed_replications,
+        "failovers": statistics.failovers,
+        "recovery_time_ms": statistics.recovery_time_ms,
+        "pending_replications": _pending(node),
+        "memory_bytes": replica.table.bytes_used,
+        "applied_index": replica.table.applied_index,
+        "term": replica.node.term if replica.node is not None else 0,
+    }

@@ -1,0 +1,97 @@
+"""An origin with callers that await: the same for an in-process node and for a client of a remote one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from secrets import token_bytes
+
+from hotspare.errors import OutcomeUnknown, Unavailable
+from hotspare.protocol.origin import Lost, Origin, Parcel
+from hotspare.table import Command
+
+NONCE_BYTES = 16
+
+
+class Writer:
+    """Turns the parcels of an `Origin` into futures.
+
+    `wake` is called when the owner should look: it passes on what `origin` wants sent, and calls `origin`'s
+    methods with what comes back. Belongs to one event loop.
+    """
+
+    def __init__(
+        self, batch_size: int, batch_timeout_ms: int, grace_ms: int, wake: Callable[[], None]
+    ) -> None:
+        self.origin = Origin(lambda: token_bytes(NONCE_BYTES), batch_size, batch_timeout_ms, grace_ms)
+        self._wake = wake
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        """Those who wait for room, in the order in which they came."""
+        self._idlers: list[asyncio.Future[None]] = []
+        """Those who wait until everything is answered."""
+
+    async def write(
+        self, commands: list[Command], size_bytes: int, now_ms: int, timeout_ms: int
+    ) -> list[int]:
+        """One result a command. Raises Unavailable (certainly not applied) or OutcomeUnknown."""
+        if not self.origin.has_room:
+            await self._wait_for_room(timeout_ms)
+        return await self.begin(commands, size_bytes, now_ms, now_ms + timeout_ms)
+
+    def begin(
+        self, commands: list[Command], size_bytes: int, now_ms: int, give_up_ms: int
+    ) -> asyncio.Future[list[int]]:
+        """Like `write`, for callers that look after `origin.has_room` themselves."""
+        future: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+
+        def done(results: list[int] | Lost) -> None:
+            if future.done():  # its caller was cancelled
+                return
+            if isinstance(results, Lost):
+                reason = results.reason
+                future.set_exception(Unavailable(reason) if results.certain else OutcomeUnknown(reason))
+            else:
+                future.set_result(results)
+
+        self.origin.submit(Parcel(commands, size_bytes, give_up_ms, done), now_ms)
+        self._wake()
+        return future
+
+    async def wait_until_answered(self) -> None:
+        """Returns when nothing is waiting or under way."""
+        while not self.origin.idle:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idlers.append(future)
+            await future
+
+    def notice(self) -> None:
+        """Called by the owner after something was answered or given up."""
+        while self._waiters and self.origin.has_room:
+            _settle(self._waiters.popleft())
+        if self._idlers and self.origin.idle:
+            for idler in self._idlers:
+                _settle(idler)
+            self._idlers.clear()
+
+    def close(self, reason: str) -> None:
+        self.origin.close(reason)
+        self.notice()
+
+    async def _wait_for_room(self, timeout_ms: int) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(future)
+        try:
+            await asyncio.wait_for(future, timeout_ms / 1000)
+        except TimeoutError:
+            raise Unavailable("too many writes wait already, and none of them got through in time") from None
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def size_of(commands: Sequence[Command]) -> int:
+    """About how many bytes the commands take in the log."""
+    return sum(len(getattr(command, "data", b"")) + len(command.id) + 48 for command in commands)

@@ -1,0 +1,42 @@
+"""The port between the public verbs and whatever keeps the sessions.
+
+`AsyncSessionReplicator` checks and encodes what callers bring; an engine stores records and knows nothing of values.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, TypeAlias
+
+from hotspare.table import Command
+
+Read: TypeAlias = Literal["local", "primary", "stale"]
+"""From this copy while it is fresh; linearizably; from this copy however old it is."""
+
+
+class Engine(Protocol):
+    """Keeps sessions. All coroutines belong to the event loop on which `start` was awaited."""
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None:
+        """Ends what is pending, then lets go of everything. May be called at any time, and again."""
+
+    def read_local(self, id: bytes, /) -> bytes | None:
+        """The record of a live session, from memory; any thread. Raises StaleRead or NotReady.
+
+        An engine without a copy in this process has `has_copy` False, and this is never called.
+        """
+
+    @property
+    def has_copy(self) -> bool: ...
+
+    async def fetch(self, id: bytes, how: Read, timeout_ms: int) -> bytes | None:
+        """The record of a live session, read as asked. Raises Unavailable, StaleRead or NotReady."""
+
+    async def write(self, commands: list[Command], timeout_ms: int) -> list[int]:
+        """Runs the commands in order; one result each, see `hotspare.table`. Raises Unavailable (none of
+        them was applied) or OutcomeUnknown."""
+
+    async def call(self, verb: str, timeout_ms: int, **arguments: Any) -> Any:
+        """Everything else, by name: `ids`, `count`, `records`, `status`, `metrics`, `flush`, `promote`,
+        `failover`, `found`. Raises HotspareError."""

@@ -1,0 +1,101 @@
+"""How a cluster begins: once, with all its first members, agreed by a majority of exactly those servers.
+
+The founder mints the cluster's id and hands every node the same first configuration, which names the
+incarnations that will vote. A node adopts one founding only, so two founders who compete for the same nodes
+cannot both get a majority. A node left over from a founding that came to nothing gives it up by becoming
+another server, and only while it holds nothing else: the name in that founding then stands for a server that no
+longer exists, so nothing it promised can be broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from hotspare.protocol.messages import Introduction
+from hotspare.raft.messages import Configuration, Entry, EntryKind, HardState, Member, ServerId, SnapshotMark
+
+FOUNDING_TERM = 1
+EMPTY_MARK = SnapshotMark(0, 0, Configuration("", ()))
+
+
+class Candidate(NamedTuple):
+    """A node that introduced itself."""
+
+    id: ServerId
+    introduction: Introduction
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A founding under way on the founder's side."""
+
+    names: tuple[str, ...]
+    """All first members, ours included, in order."""
+    give_up_ms: int
+    contexts: list[int] = field(default_factory=list)
+    """The operations that wait for it."""
+    configuration: Configuration | None = None
+    """Set once it is handed out."""
+    adopted: set[str] = field(default_factory=set)
+
+
+def founder_of(own: Introduction, candidates: Mapping[str, Candidate]) -> str:
+    """Who founds by settings alone: the lowest name, once all answer, all are empty and all list the same
+    nodes. Empty string while that is not so."""
+    names = own.replica_nodes
+    if not names or not own.empty:
+        return ""
+    for name in names:
+        candidate = candidates.get(name)
+        if name == own.name:
+            continue
+        if candidate is None or not candidate.introduction.empty:
+            return ""
+        if candidate.introduction.replica_nodes != names:
+            return ""
+    return names[0]
+
+
+def obstacle(own: Introduction, names: tuple[str, ...], candidates: Mapping[str, Candidate]) -> str:
+    """Why these nodes cannot be founded as one cluster at all; empty string if nothing speaks against it."""
+    if not own.empty:
+        return f"{own.name} already belongs to cluster {own.cluster_id}"
+    for name in names:
+        candidate = candidates.get(name)
+        if candidate is not None and not candidate.introduction.empty:
+            cluster = candidate.introduction.cluster_id or "another one"
+            return f"{name} already belongs to cluster {cluster}"
+    return ""
+
+
+def silent(own: Introduction, names: tuple[str, ...], candidates: Mapping[str, Candidate]) -> list[str]:
+    """Those that have not answered yet."""
+    return [name for name in names if name != own.name and name not in candidates]
+
+
+def first_configuration(
+    cluster_id: str,
+    own_id: ServerId,
+    own: Introduction,
+    names: tuple[str, ...],
+    candidates: Mapping[str, Candidate],
+) -> Configuration:
+    """All of them as voters."""
+    members = []
+    for name in sorted(names):
+        if name == own.name:
+            members.append(Member(name, own.address, own_id, True))
+        else:
+            candidate = candidates[name]
+            members.append(Member(name, candidate.introduction.address, candidate.id, True))
+    return Configuration(cluster_id, tuple(members))
+
+
+def founding_entry(configuration: Configuration) -> Entry:
+    """The first entry of every log of that cluster."""
+    return Entry(1, FOUNDING_TERM, EntryKind.CONFIGURATION, configuration.encode())
+
+
+FOUNDING_STATE = HardState(FOUNDING_TERM)

@@ -1,0 +1,159 @@
+"""What nodes say to each other around the consensus, and the envelope in which everything travels."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from hotspare.raft.messages import (
+    NOBODY,
+    Append,
+    AppendReply,
+    Configuration,
+    Heartbeat,
+    HeartbeatReply,
+    ServerId,
+    SnapshotChunk,
+    SnapshotReply,
+    TimeoutNow,
+    VoteReply,
+    VoteRequest,
+)
+from hotspare.table import RawGroup
+
+
+class Introduction(msgspec.Struct, array_like=True, frozen=True, tag="intro"):
+    """Who I am: sent whenever a connection is up, again when it changes, and while anything is unsettled.
+
+    `cluster_id` is the cluster that I belong to (its configuration names me), or adopted, or nothing.
+    `empty`: I have no state, so I can be founded or join. `replica_nodes`: the names (mine included) with
+    which I was told to found a cluster, in order; empty when nobody told me.
+    """
+
+    name: str
+    address: str
+    cluster_id: str
+    empty: bool
+    replica_nodes: tuple[str, ...] = ()
+
+
+class Founding(msgspec.Struct, array_like=True, frozen=True, tag="found"):
+    """The founder hands its first configuration to every node that stands in it."""
+
+    configuration: Configuration
+
+
+class FoundingReply(msgspec.Struct, array_like=True, frozen=True, tag="founded"):
+    cluster_id: str
+    adopted: bool
+    reason: str = ""
+
+
+class Forward(msgspec.Struct, array_like=True, frozen=True, tag="write"):
+    """Groups of commands, as their origins encoded them, on their way to the leader."""
+
+    groups: list[RawGroup]
+
+
+class Enrol(msgspec.Struct, array_like=True, frozen=True, tag="enrol"):
+    """Asks the leader to register an origin; the registration is recognised in the log by its nonce."""
+
+    nonce: bytes
+
+
+class ReadRequest(msgspec.Struct, array_like=True, frozen=True, tag="read?"):
+    """Asks the leader up to which index a copy must have applied to be read linearizably."""
+
+    context: int
+
+
+class ReadReply(msgspec.Struct, array_like=True, frozen=True, tag="read"):
+    context: int
+    index: int
+
+
+class OperationRequest(msgspec.Struct, array_like=True, frozen=True, tag="op?"):
+    """An operator's word on its way to the leader: `promote` or `failover`, with a node's name."""
+
+    context: int
+    verb: str
+    argument: str
+
+
+class OperationReply(msgspec.Struct, array_like=True, frozen=True, tag="op"):
+    """`outcome` is one of "done", "nothing", "unknown", "refused"; `text` says what happened or why not."""
+
+    context: int
+    outcome: str
+    text: str
+
+
+Message: TypeAlias = (
+    VoteRequest
+    | VoteReply
+    | Append
+    | AppendReply
+    | Heartbeat
+    | HeartbeatReply
+    | TimeoutNow
+    | SnapshotChunk
+    | SnapshotReply
+    | Introduction
+    | Founding
+    | FoundingReply
+    | Forward
+    | Enrol
+    | ReadRequest
+    | ReadReply
+    | OperationRequest
+    | OperationReply
+)
+
+
+class Envelope(msgspec.Struct, array_like=True, frozen=True):
+    """One message with the clocks of its sender.
+
+    It is dropped unless `receiver` is the incarnation that gets it (or nobody in particular) and, for all but
+    introductions and foundings, `cluster_id` is its own cluster: servers of two clusters never mix.
+    """
+
+    cluster_id: str
+    sender: ServerId
+    receiver: ServerId
+    wall_ms: int
+    """The sender's own clock."""
+    cluster_ms: int
+    """Cluster time: from the leader of `term` the clock itself, from others their estimate; 0 when unknown."""
+    message: Message
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Envelope)
+
+
+def encode(envelope: Envelope) -> bytes:
+    return _encoder.encode(envelope)
+
+
+def decode(frame: bytes | memoryview) -> Envelope:
+    """Raises msgspec.ValidationError or msgspec.DecodeError on anything but an envelope."""
+    return _decoder.decode(frame)
+
+
+__all__ = [
+    "NOBODY",
+    "Enrol",
+    "Envelope",
+    "Forward",
+    "Founding",
+    "FoundingReply",
+    "Introduction",
+    "Message",
+    "OperationReply",
+    "OperationRequest",
+    "ReadReply",
+    "ReadRequest",
+    "decode",
+    "encode",
+]

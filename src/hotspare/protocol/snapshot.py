@@ -1,0 +1,122 @@
+"""A whole copy for a server that the log no longer reaches, sent in parts while writes go on.
+
+The sender reads a consistent view and keeps a few unacknowledged parts; the receiver takes them strictly in
+order and says which one it wants next, so lost, repeated and late parts do no harm. Parts are staged aside and
+become the copy all at once, with the last one.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+
+import msgspec
+
+from hotspare.errors import ProtocolError
+from hotspare.raft.messages import ServerId, SnapshotChunk, SnapshotMark
+from hotspare.store import Row, SnapshotReader
+
+CHUNK_BYTES = 256 * 1024
+WINDOW_CHUNKS = 8
+"""Parts on the way at once."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Row]).decode
+_CHECKSUM_BYTES = 4
+
+
+def pack_rows(rows: list[Row]) -> bytes:
+    body = _encode(rows)
+    return zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big") + body
+
+
+def unpack_rows(data: bytes) -> list[Row]:
+    """Raises ProtocolError when the part was damaged on its way."""
+    body = data[_CHECKSUM_BYTES:]
+    if zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big") != data[:_CHECKSUM_BYTES]:
+        raise ProtocolError("a part of a snapshot whose checksum is wrong", "an undamaged part")
+    return _decode(body)
+
+
+@dataclass(slots=True)
+class SnapshotSender:
+    """The leader's side of one transfer."""
+
+    sender: ServerId
+    receiver: ServerId
+    term: int
+    mark: SnapshotMark
+    transfer: int
+    reader: SnapshotReader
+    last_heard_ms: int
+    _unacknowledged: dict[int, tuple[bool, bytes]] = field(default_factory=dict)
+    """sequence -> (last, data), at most WINDOW_CHUNKS of them, in order."""
+    _next: int = 0
+    _sent: int = 0
+    """Parts before this one have been handed out since the last time something was lost: _sent <= _next."""
+    _complete: bool = False
+
+    def chunks(self) -> list[SnapshotChunk]:
+        """What may be sent now."""
+        self._fill()
+        ready = [self._chunk(sequence) for sequence in range(self._first_unsent(), self._next)]
+        self._sent = self._next
+        return ready
+
+    def acknowledged(self, wanted: int, now_ms: int) -> None:
+        self.last_heard_ms = now_ms
+        for sequence in [sequence for sequence in self._unacknowledged if sequence < wanted]:
+            del self._unacknowledged[sequence]
+
+    def starts_over(self, wanted: int) -> bool:
+        """The receiver wants a part that was let go: it began anew, and so must we."""
+        oldest = min(self._unacknowledged, default=self._next)
+        return wanted < oldest
+
+    def send_again(self, now_ms: int) -> None:
+        """Something was lost: hand out again what is not acknowledged."""
+        self.last_heard_ms = now_ms
+        self._sent = 0
+
+    def close(self) -> None:
+        self.reader.close()
+
+    def _first_unsent(self) -> int:
+        oldest = min(self._unacknowledged, default=self._next)
+        return max(self._sent, oldest)
+
+    def _fill(self) -> None:
+        while not self._complete and len(self._unacknowledged) < WINDOW_CHUNKS:
+            rows = self.reader.read(CHUNK_BYTES)
+            self._complete = not rows
+            self._unacknowledged[self._next] = (self._complete, pack_rows(rows))
+            self._next += 1
+
+    def _chunk(self, sequence: int) -> SnapshotChunk:
+        last, data = self._unacknowledged[sequence]
+        return SnapshotChunk(
+            self.sender, self.receiver, self.term, self.mark, self.transfer, sequence, last, data
+        )
+
+
+@dataclass(slots=True)
+class SnapshotReceiver:
+    """The follower's side. At most one transfer at a time; a newer one takes its place."""
+
+    transfer: int = 0
+    wanted: int = 0
+
+    def accepts(self, chunk: SnapshotChunk) -> bool:
+        """Whether this is the part to stage now. The first part of another transfer begins anew."""
+        if chunk.transfer != self.transfer and chunk.sequence == 0:
+            self.transfer, self.wanted = chunk.transfer, 0
+        if chunk.transfer != self.transfer or chunk.sequence != self.wanted:
+            return False
+        self.wanted += 1
+        return True
+
+    def wanted_of(self, transfer: int) -> int:
+        return self.wanted if transfer == self.transfer else 0
+
+    def reset(self) -> None:
+        self.transfer, self.wanted = 0, 0

@@ -1,0 +1,1146 @@
+"""One node's whole deterministic self: consensus, protocol, state machine and store in one pure object.
+
+The shell around it (`cluster/node.py`, and the simulator in its place) brings messages, time and requests in,
+performs the group commits it asks for, and takes messages and events away. There is nothing else to a node's
+behaviour, so what is simulated is what runs.
+
+The cycle: any number of inputs; then `work()` until it returns None, performing each piece of work and handing it
+back with `finish()` in the same order (in memory at once, on a disk by another thread); then `take_outbox()` and
+`take_events()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+from hotspare.protocol import founding, membership
+from hotspare.protocol.clock import ClusterClock
+from hotspare.protocol.founding import Attempt, Candidate
+from hotspare.protocol.messages import (
+    Enrol,
+    Envelope,
+    Forward,
+    Founding,
+    FoundingReply,
+    Introduction,
+    Message,
+    OperationReply,
+    OperationRequest,
+    ReadReply,
+    ReadRequest,
+)
+from hotspare.protocol.operations import Operations, Route
+from hotspare.protocol.reads import NEVER, Freshness, Reads
+from hotspare.protocol.relay import Relay
+from hotspare.protocol.snapshot import SnapshotReceiver, SnapshotSender, unpack_rows
+from hotspare.raft.log import Log
+from hotspare.raft.messages import (
+    NOBODY,
+    Append,
+    Configuration,
+    EntryKind,
+    HardState,
+    Heartbeat,
+    ServerId,
+    SnapshotChunk,
+    SnapshotMark,
+    SnapshotReply,
+    VoteReply,
+)
+from hotspare.raft.messages import Message as RaftMessage
+from hotspare.raft.node import ChangeRefused, Node, NotLeader, Ready, Timing
+from hotspare.raft.progress import State
+from hotspare.store import Row, SnapshotReader, Store, Transaction, journal
+from hotspare.store.journal import Identity
+from hotspare.table import (
+    Gap,
+    Outcome,
+    RawGroup,
+    Registered,
+    Registration,
+    Results,
+    Table,
+    UnknownOrigin,
+    encode_batch,
+    stamp_of,
+)
+
+BATCH_BYTES = 256 * 1024
+"""An entry of the log is at most this large, unless a single group is larger."""
+FORWARD_BYTES = 1024 * 1024
+"""Groups are forwarded in messages of about this size."""
+CAUGHT_UP_ENTRIES = 64
+"""A learner that is at most so many entries behind may vote: it has them before a vote could matter."""
+GIVE_UP_ELECTIONS = 10
+"""A founding that hears of no leader for this many election timeouts is given up."""
+
+
+class Now(NamedTuple):
+    boot_ms: int
+    """Monotonic; goes on while the machine or the process sleeps."""
+    wall_ms: int
+    """UNIX time."""
+
+
+class ReplicaConfig(NamedTuple):
+    name: str
+    address: str
+    replica_nodes: tuple[str, ...] = ()
+    """All first members, ours included, ordered by name; empty: founded by `found` or joins."""
+    timing: Timing = Timing()
+    max_staleness_ms: int = 1000
+    cleanup_interval_ms: int = 30_000
+    max_memory_bytes: int = 1 << 30
+    log_keep_bytes: int = 32 * 1024 * 1024
+
+
+class ReadReady(NamedTuple):
+    """The copy may be read now for the read that got this context."""
+
+    context: int
+
+
+class OperationDone(NamedTuple):
+    context: int
+    outcome: str
+    text: str
+
+
+class LeaderChanged(NamedTuple):
+    leader: str
+    """A node's name; empty while there is none."""
+    term: int
+
+
+class PeersChanged(NamedTuple):
+    """Somebody is to be dialled who was not before, or no longer."""
+
+
+Event: TypeAlias = (
+    Results | UnknownOrigin | Registered | ReadReady | OperationDone | LeaderChanged | PeersChanged
+)
+
+
+@dataclass(slots=True)
+class Peer:
+    """What is known about the node that answers under a name."""
+
+    address: str
+    id: ServerId = NOBODY
+    up: bool = False
+    introduction: Introduction | None = None
+    wall_skew_ms: int = 0
+    """Its clock minus ours, as of its last message (the way here counts as skew)."""
+
+
+@dataclass(slots=True)
+class Work:
+    """One group commit: to be performed as one transaction, in order with all others."""
+
+    store: Store
+    table: Table
+    ready: Ready
+    staged: list[tuple[bool, list[Row]]]
+    """Parts of an arriving snapshot; True: the first of a transfer, what was staged before is void."""
+    compacted: SnapshotMark | None
+    wanted: list[ServerId]
+    """Followers for whom a snapshot is to be opened."""
+    outcomes: list[Outcome] = field(default_factory=list)
+    readers: list[tuple[ServerId, SnapshotReader, int, int]] = field(default_factory=list)
+    """(follower, reader, applied index, applied term)."""
+
+    def perform(self) -> None:
+        """Raises StoreError; then nothing of it is there, and the node must stop."""
+        transaction = self.store.begin()
+        try:
+            journal.save_ready(transaction, self.ready.hard_state, self.ready.append, self.ready.snapshot)
+            for fresh, rows in self.staged:
+                if fresh:
+                    transaction.discard_staged()
+                transaction.stage(rows)
+            if self.ready.snapshot is not None:
+                transaction.install_staged()
+                self.table.reload(transaction)
+            for entry in self.ready.committed:
+                outcomes = self.table.apply(transaction, entry.index, entry.term, entry.kind, entry.payload)
+                self.outcomes += outcomes
+            if self.compacted is not None:
+                journal.compact(transaction, self.compacted)
+            if self.ready.committed:
+                self.table.save(transaction)
+            transaction.commit()
+        except BaseException:
+            transaction.abort()
+            raise
+        for follower in self.wanted:
+            place = self.table.applied_index, self.table.applied_term
+            self.readers.append((follower, self.store.snapshot(), *place))
+
+
+class Replica:
+    """See the module's docstring. Every input takes the time at which it happened."""
+
+    def __init__(
+        self,
+        config: ReplicaConfig,
+        store: Store,
+        randrange: Callable[[int], int],
+        new_id: Callable[[], str],
+        now: Now,
+    ) -> None:
+        self.config = config
+        self.store = store
+        self._randrange = randrange
+        self._new_id = new_id
+        self._now = now
+        self.node: Node | None = None
+        self.peers: dict[str, Peer] = {}
+        self._outbox: list[tuple[str, Envelope]] = []
+        self._events: list[Event] = []
+        retry_ms = 2 * config.timing.heartbeat_ms
+        self._relay = Relay(retry_ms)
+        self._reads = Reads(randrange(1 << 48), retry_ms)
+        self._remote_reads: dict[int, tuple[str, int]] = {}
+        """Leader: our context of a read -> (who asked, under which context)."""
+        self._next_remote_read = randrange(1 << 48)
+        self._freshness = Freshness(config.max_staleness_ms)
+        self._operations = Operations(randrange(1 << 48))
+        self._proposals: dict[tuple[int, int], RawGroup] = {}
+        self._enrolments: dict[bytes, None] = {}
+        self._senders: dict[ServerId, SnapshotSender] = {}
+        self._receiver = SnapshotReceiver()
+        self._installing: tuple[ServerId, int] = (NOBODY, 0)
+        """Whom to tell, under which transfer, once the arrived snapshot is installed."""
+        self._attempt: Attempt | None = None
+        self._vote_clocks: dict[ServerId, tuple[int, int, int]] = {}
+        """Who voted for us -> (term, its clock, its estimate of cluster time)."""
+        self._announced: tuple[ServerId, int] = (NOBODY, 0)
+        """The leader and term that everybody here was told about."""
+        self._leading_term = 0
+        self._leaderless_since_ms = now.boot_ms
+        self._introduced_ms = 0
+        self._next_cleanup_ms = now.boot_ms + config.cleanup_interval_ms
+        self._load(now)
+
+    # --- what others may know -------------------------------------------------------------------------
+
+    @property
+    def id(self) -> ServerId:
+        return self.identity.incarnation
+
+    @property
+    def cluster_id(self) -> str:
+        """Of the cluster we have adopted; empty while there is none."""
+        return self.identity.cluster_id
+
+    @property
+    def is_leader(self) -> bool:
+        return self.node is not None and self.node.is_leader
+
+    @property
+    def leader(self) -> str:
+        """The name of the node that leads; empty while none is known."""
+        if self.node is None or self.node.leader == NOBODY:
+            return ""
+        return self._name_of(self.node.leader)
+
+    @property
+    def configuration(self) -> Configuration:
+        return self.node.configuration if self.node is not None else founding.EMPTY_MARK.configuration
+
+    @property
+    def fresh_as_of_ms(self) -> int:
+        """Local reads show everything that was committed before this (local, monotonic) time; negative
+        while it is not known what is committed."""
+        return self._freshness.fresh_as_of_ms
+
+    @property
+    def pending_commands(self) -> int:
+        """Commands taken from our origins and not applied here yet."""
+        return self._relay.pending_commands
+
+    @property
+    def is_founding(self) -> bool:
+        """Whether a founding that was asked for here is under way."""
+        return self._attempt is not None
+
+    def cluster_ms(self, now: Now) -> int:
+        return self.clock.read_ms(now.boot_ms)
+
+    def dial_targets(self) -> dict[str, str]:
+        """Whom to keep a connection to: name -> address."""
+        targets = {name: name for name in self.config.replica_nodes}
+        targets |= {name: peer.address for name, peer in self.peers.items()}
+        targets |= {member.name: member.address for member in self.configuration.members}
+        targets.pop(self.config.name, None)
+        return targets
+
+    def introduction(self) -> Introduction:
+        config = self.config
+        return Introduction(
+            config.name, config.address, self.cluster_id, self.node is None, config.replica_nodes
+        )
+
+    # --- inputs: time, connections, messages ------------------------------------------------------------
+
+    def next_deadline_ms(self) -> int:
+        """When `tick` is needed next, on the boot clock."""
+        pace_ms = self.config.timing.heartbeat_ms // 4
+        soon = self._now.boot_ms + pace_ms
+        return min(soon, self.node.next_deadline_ms) if self.node is not None else soon
+
+    def tick(self, now: Now) -> None:
+        self._now = now
+        if self.node is not None:
+            self.node.tick(now.boot_ms)
+            self._notice_changes()
+            self._send_again()
+            self._renew_freshness()
+        if self.is_leader:
+            self._change_membership()
+            self._prune()
+            self._nudge_snapshots()
+        self._found_by_settings()
+        self._advance_founding()
+        self._give_up_founding()
+        self._introduce_now_and_then()
+
+    def peer_up(self, name: str, incarnation: ServerId, address: str, now: Now) -> None:
+        """A connection to that node is (again) complete; what was sent before may be lost."""
+        self._now = now
+        peer = self.peers.setdefault(name, Peer(address))
+        if peer.id not in (NOBODY, incarnation):
+            self._server_lost(peer.id)
+            peer.introduction = None
+        peer.id, peer.address, peer.up = incarnation, address, True
+        if self.node is not None:
+            self.node.server_back(incarnation, now.boot_ms)
+        self._send(name, self.introduction())
+        if self.leader == name:
+            self._send_again(at_once=True)
+
+    def peer_down(self, name: str, now: Now) -> None:
+        """Its connection closed and could not be made again at once."""
+        self._now = now
+        peer = self.peers.get(name)
+        if peer is not None:
+            peer.up = False
+            self._server_lost(peer.id)
+
+    def receive(self, peer_name: str, envelope: Envelope, now: Now) -> None:
+        """A message from the node that answers under that name."""
+        self._now = now
+        if envelope.receiver not in (NOBODY, self.id):
+            return
+        message = envelope.message
+        if isinstance(message, Introduction | Founding | FoundingReply):
+            self._on_founding_message(peer_name, envelope.sender, message)
+            return
+        if not self._is_of_our_cluster(envelope):
+            return
+        self._note_wall_clock(peer_name, envelope.wall_ms)
+        handler = _HANDLERS.get(type(message), Replica._on_raft)
+        handler(self, peer_name, envelope, message)
+        self._notice_changes()
+
+    # --- inputs: requests -------------------------------------------------------------------------------
+
+    def found(self, addresses: dict[str, str], patience_ms: int, now: Now) -> int:
+        """Founds a cluster of these nodes (ours among them or not); ends with OperationDone."""
+        self._now = now
+        context = self._operations.new_context()
+        names = tuple(sorted({self.config.name, *addresses}))
+        for name, address in addresses.items():
+            if name != self.config.name:
+                self.peers.setdefault(name, Peer(address))
+        self._events.append(PeersChanged())
+        if self._attempt is None:
+            self._attempt = Attempt(names, now.boot_ms + patience_ms)
+        self._attempt.contexts.append(context)
+        self._advance_founding()
+        return context
+
+    def enrol(self, nonce: bytes, now: Now) -> None:
+        """Registers an origin; ends with Registered, when that is applied here."""
+        self._now = now
+        self._relay.enrol(nonce, now.boot_ms)
+        self._pass_on([], [nonce])
+
+    def submit(self, group: RawGroup, now: Now) -> None:
+        """Takes a group of an origin and keeps at it until its outcome is applied here: Results, or
+        UnknownOrigin."""
+        self._now = now
+        self._relay.add(group, now.boot_ms)
+        self._pass_on([group], [])
+
+    def forget_origin(self, origin: int) -> None:
+        """Nobody waits for what that origin sent any more."""
+        self._relay.forget(origin)
+
+    def forget_enrolment(self, nonce: bytes) -> None:
+        self._relay.forget_nonce(nonce)
+
+    def read(self, now: Now) -> int:
+        """Begins a linearizable read; ends with ReadReady under the context returned."""
+        self._now = now
+        context = self._reads.start(now.boot_ms)
+        self._ask(context)
+        return context
+
+    def forget_read(self, context: int) -> None:
+        self._reads.forget(context)
+
+    def operate(self, verb: str, argument: str, now: Now) -> int:
+        """`promote` (this node) or `failover` (the node named); ends with OperationDone."""
+        self._now = now
+        context = self._operations.start(verb, argument)
+        self._advance_operations()
+        return context
+
+    def forget_operation(self, context: int) -> None:
+        self._operations.forget(context)
+        if self._attempt is not None and context in self._attempt.contexts:
+            self._attempt.contexts.remove(context)
+
+    # --- outputs ----------------------------------------------------------------------------------------
+
+    def work(self, now: Now) -> Work | None:
+        """The next group commit, or None when there is nothing to do just now."""
+        self._now = now
+        node = self.node
+        if node is None:
+            return None
+        self._propose()
+        while node.has_ready():
+            ready = node.ready()
+            self._take_ready(ready)
+            staged = self._take_chunks(ready.chunks)
+            compacted = self._compact()
+            if ready.number or ready.committed or staged or compacted or ready.snapshots_wanted:
+                return Work(self.store, self.table, ready, staged, compacted, ready.snapshots_wanted)
+        return None
+
+    def finish(self, work: Work, now: Now) -> None:
+        """That work was performed."""
+        self._now = now
+        node = self.node
+        assert node is not None
+        ready = work.ready
+        if ready.number:
+            node.persisted(ready.number)
+        if ready.committed:
+            node.applied_to(ready.committed[-1].index)
+        if ready.snapshot is not None:
+            self._on_installed(ready.snapshot)
+        self.clock.at_least(self.table.stamp_ms)
+        self._deliver(work.outcomes)
+        self._start_senders(work)
+        self._finish_reads()
+        self._notice_changes()
+        self._advance_operations()
+
+    def take_outbox(self) -> list[tuple[str, Envelope]]:
+        """Messages to send, in order, each with the name of its receiver."""
+        outbox, self._outbox = self._outbox, []
+        return outbox
+
+    def take_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def stop(self) -> None:
+        """Lets go of what is open in the store."""
+        self._close_senders()
+
+    # --- beginnings -------------------------------------------------------------------------------------
+
+    def _load(self, now: Now) -> None:
+        transaction = self.store.begin()
+        identity = journal.load_identity(transaction)
+        if identity is None:
+            identity = self._mint(transaction)
+        self.identity = identity
+        state = journal.load(transaction)
+        transaction.discard_staged()
+        self.table = Table(transaction)
+        transaction.commit()
+        self.clock = ClusterClock(self.table.stamp_ms)
+        if state is not None:
+            self._start_node(state.hard_state, Log(state.mark, state.entries))
+        elif identity.cluster_id:
+            self._start_node(HardState(), Log(founding.EMPTY_MARK, []))
+
+    def _mint(self, transaction: Transaction) -> Identity:
+        """Another server, of no cluster yet."""
+        identity = Identity(incarnation=self._new_id(), name=self.config.name, cluster_id="")
+        journal.save_identity(transaction, identity)
+        return identity
+
+    def _start_node(self, hard_state: HardState, log: Log) -> None:
+        self.node = Node(
+            self.id,
+            self.config.name,
+            log,
+            hard_state,
+            self.table.applied_index,
+            self.config.timing,
+            self._randrange,
+            self._now.boot_ms,
+        )
+        self._leaderless_since_ms = self._now.boot_ms
+        for peer in self.peers.values():
+            if peer.up:
+                self.node.server_back(peer.id, self._now.boot_ms)
+
+    def _become_member(self, cluster_id: str, configuration: Configuration | None) -> None:
+        """Adopts a founding, or (without one) a cluster whose leader sends us its log."""
+        self.identity = Identity(self.id, self.config.name, cluster_id)
+        transaction = self.store.begin()
+        journal.save_identity(transaction, self.identity)
+        entries = []
+        hard_state = HardState()
+        if configuration is not None:
+            entries = [founding.founding_entry(configuration)]
+            hard_state = founding.FOUNDING_STATE
+            journal.save_ready(transaction, hard_state, entries, None)
+        transaction.commit()
+        self._start_node(hard_state, Log(founding.EMPTY_MARK, entries))
+        self._introduce()
+
+    # --- founding and joining ---------------------------------------------------------------------------
+
+    def _on_founding_message(
+        self, peer_name: str, sender: ServerId, message: Introduction | Founding | FoundingReply
+    ) -> None:
+        if isinstance(message, Introduction):
+            self._on_introduction(peer_name, sender, message)
+        elif isinstance(message, Founding):
+            self._on_founding(peer_name, message.configuration)
+        else:
+            self._on_founding_reply(peer_name, message)
+
+    def _on_introduction(self, peer_name: str, sender: ServerId, message: Introduction) -> None:
+        known = self.peers.get(peer_name)
+        if known is None:
+            known = self.peers[peer_name] = Peer(message.address, sender)
+            self._events.append(PeersChanged())
+        if known.id == NOBODY:
+            known.id = sender
+        if known.id == sender:
+            known.introduction = message
+
+    def _on_founding(self, peer_name: str, configuration: Configuration) -> None:
+        if self.node is None and configuration.by_id(self.id) is not None:
+            self._become_member(configuration.cluster_id, configuration)
+        adopted = self.cluster_id == configuration.cluster_id
+        reason = "" if adopted else f"{self.config.name} belongs to cluster {self.cluster_id or 'none'}"
+        self._send(peer_name, FoundingReply(configuration.cluster_id, adopted, reason))
+
+    def _on_founding_reply(self, peer_name: str, message: FoundingReply) -> None:
+        attempt = self._attempt
+        if attempt is None or attempt.configuration is None:
+            return
+        if attempt.configuration.cluster_id == message.cluster_id and message.adopted:
+            attempt.adopted.add(peer_name)
+            self._advance_founding()
+
+    def _candidates(self) -> dict[str, Candidate]:
+        return {
+            name: Candidate(peer.id, peer.introduction)
+            for name, peer in self.peers.items()
+            if peer.up and peer.introduction is not None
+        }
+
+    def _found_by_settings(self) -> None:
+        if self.node is not None or self._attempt is not None:
+            return
+        own = self.introduction()
+        if founding.founder_of(own, self._candidates()) == own.name:
+            patience_ms = GIVE_UP_ELECTIONS * self.config.timing.election_timeout_ms
+            self._attempt = Attempt(own.replica_nodes, self._now.boot_ms + patience_ms)
+
+    def _advance_founding(self) -> None:
+        attempt = self._attempt
+        if attempt is None:
+            return
+        if attempt.configuration is None:
+            self._hand_out_founding(attempt)
+        elif self.cluster_id != attempt.configuration.cluster_id:
+            self._end_founding("refused", "this node gave the founding up: too few nodes took part in it")
+        elif self.node is not None and self.node.leader != NOBODY and self.node.commit > 1:
+            self._end_founding("done", f"cluster {self.cluster_id} of {', '.join(attempt.names)}")
+        else:
+            self._press_founding(attempt)
+
+    def _hand_out_founding(self, attempt: Attempt) -> None:
+        own, candidates = self.introduction(), self._candidates()
+        hindrance = founding.obstacle(own, attempt.names, candidates)
+        missing = founding.silent(own, attempt.names, candidates)
+        if hindrance:
+            self._end_founding("refused", hindrance)
+        elif missing and self._now.boot_ms >= attempt.give_up_ms:
+            self._end_founding("refused", f"no answer from {', '.join(missing)}")
+        elif not missing:
+            configuration = founding.first_configuration(
+                self._new_id(), self.id, own, attempt.names, candidates
+            )
+            attempt.configuration = configuration
+            attempt.adopted = {own.name}
+            self._become_member(configuration.cluster_id, configuration)
+            self._press_founding(attempt)
+
+    def _press_founding(self, attempt: Attempt) -> None:
+        """Sends it to those who have not adopted it; leads as soon as most have."""
+        assert attempt.configuration is not None
+        for name in attempt.names:
+            if name not in attempt.adopted:
+                self._send(name, Founding(attempt.configuration))
+        node = self.node
+        if node is not None and 2 * len(attempt.adopted) > len(attempt.names) and node.leader == NOBODY:
+            node.campaign(self._now.boot_ms)
+            self._notice_changes()
+
+    def _end_founding(self, outcome: str, text: str) -> None:
+        attempt, self._attempt = self._attempt, None
+        assert attempt is not None
+        for context in attempt.contexts:
+            self._events.append(OperationDone(context, outcome, text))
+
+    def _give_up_founding(self) -> None:
+        """Becomes a new server when the founding it adopted came to nothing."""
+        node = self.node
+        if node is None or node.leader != NOBODY or node.log.last_index > 1:
+            return
+        patience_ms = GIVE_UP_ELECTIONS * self.config.timing.election_timeout_ms
+        if self._now.boot_ms - self._leaderless_since_ms < patience_ms:
+            return
+        transaction = self.store.begin()
+        journal.reset(transaction)
+        self.identity = self._mint(transaction)
+        self.table.reload(transaction)
+        transaction.commit()
+        self.node = None
+        self._announced = (NOBODY, 0)
+        for peer in self.peers.values():
+            peer.introduction = None
+        self._events.append(PeersChanged())
+        self._introduce()
+
+    def _introduce(self) -> None:
+        self._introduced_ms = self._now.boot_ms
+        for name, peer in self.peers.items():
+            if peer.up:
+                self._send(name, self.introduction())
+
+    def _introduce_now_and_then(self) -> None:
+        """Introductions may get lost like everything else; while anything is unsettled they matter."""
+        heartbeat_ms = self.config.timing.heartbeat_ms
+        pause_ms = heartbeat_ms if self.node is None else 5 * heartbeat_ms
+        if self._now.boot_ms - self._introduced_ms >= pause_ms:
+            self._introduce()
+
+    def _is_of_our_cluster(self, envelope: Envelope) -> bool:
+        if self.cluster_id:
+            return envelope.cluster_id == self.cluster_id
+        named_by_a_leader = isinstance(envelope.message, Append | Heartbeat | SnapshotChunk)
+        if envelope.cluster_id and envelope.receiver == self.id and named_by_a_leader:
+            self._become_member(envelope.cluster_id, None)
+            return True
+        return False
+
+    # --- leading and following --------------------------------------------------------------------------
+
+    def _on_raft(self, peer_name: str, envelope: Envelope, message: Message) -> None:
+        node = self.node
+        if node is None or not isinstance(message, RaftMessage) or message.sender != envelope.sender:
+            return
+        if isinstance(message, VoteReply) and message.granted and not message.pre:
+            clocks = (message.term, envelope.wall_ms, envelope.cluster_ms)
+            self._vote_clocks[message.sender] = clocks
+        node.step(message, self._now.boot_ms)
+        if node.leader == message.sender and node.term == message.term:
+            self.clock.heard(envelope.cluster_ms, self._now.boot_ms)
+
+    def _server_lost(self, server: ServerId) -> None:
+        if self.node is not None and server != NOBODY:
+            self.node.server_lost(server, self._now.boot_ms)
+            self._notice_changes()
+
+    def _notice_changes(self) -> None:
+        """Acts on a change of leader or term; called after everything that may have caused one."""
+        node = self.node
+        if node is None:
+            return
+        if node.is_leader and self._leading_term != node.term:
+            self._begin_leading(node)
+        elif not node.is_leader and self._leading_term:
+            self._stop_leading()
+        if (node.leader, node.term) == self._announced:
+            return
+        if node.leader == NOBODY and self._announced[0] != NOBODY:
+            self._leaderless_since_ms = self._now.boot_ms
+        self._announced = (node.leader, node.term)
+        self._events.append(LeaderChanged(self.leader, node.term))
+        if node.leader != NOBODY:
+            self._send_again(at_once=True)
+        self._advance_operations()
+
+    def _begin_leading(self, node: Node) -> None:
+        self._leading_term = node.term
+        voted = [(wall, estimate) for term, wall, estimate in self._vote_clocks.values() if term == node.term]
+        walls = [self._now.wall_ms, *(wall for wall, _ in voted)]
+        self.clock.lead(
+            self._now.boot_ms, self._last_stamp_ms(node), walls, [estimate for _, estimate in voted]
+        )
+        self._vote_clocks.clear()
+        self._next_cleanup_ms = self._now.boot_ms + self.config.cleanup_interval_ms
+
+    def _stop_leading(self) -> None:
+        self._leading_term = 0
+        self._proposals.clear()
+        self._enrolments.clear()
+        self._remote_reads.clear()
+        self._close_senders()
+
+    def _last_stamp_ms(self, node: Node) -> int:
+        """The greatest stamp in the log, applied or not."""
+        for index in range(node.log.last_index, self.table.applied_index, -1):
+            (entry,) = node.log.entries(index, 0, index)
+            stamp_ms = stamp_of(entry.kind, entry.payload)
+            if stamp_ms is not None:
+                return max(self.table.stamp_ms, stamp_ms)
+        return self.table.stamp_ms
+
+    def _change_membership(self) -> None:
+        node = self.node
+        assert node is not None
+        if not self._may_change_configuration(node):
+            return
+        present = {
+            name: membership.Presence(peer.id, peer.address, self._may_join(peer.introduction))
+            for name, peer in self.peers.items()
+            if peer.up and peer.introduction is not None
+        }
+        change = membership.next_change(node.configuration, present, self._has_caught_up)
+        if change is not None:
+            self._change_configuration(change)
+
+    def _may_change_configuration(self, node: Node) -> bool:
+        settled = node.log.configuration_index() <= node.commit
+        return settled and node.has_committed_in_term and node.accepts_proposals
+
+    def _has_caught_up(self, server: ServerId) -> bool:
+        assert self.node is not None
+        progress = self.node.progress.get(server)
+        if progress is None or not progress.active or progress.state is not State.REPLICATE:
+            return False
+        return progress.match + CAUGHT_UP_ENTRIES >= self.node.log.last_index
+
+    def _may_join(self, introduction: Introduction) -> bool:
+        return introduction.empty or introduction.cluster_id == self.cluster_id
+
+    def _change_configuration(self, change: Configuration) -> int:
+        """The index of the change, or 0 when it cannot be made now."""
+        assert self.node is not None
+        try:
+            index = self.node.change_configuration(change, self._now.boot_ms)
+        except (ChangeRefused, NotLeader):
+            return 0
+        self._events.append(PeersChanged())
+        return index
+
+    def _prune(self) -> None:
+        """An idle leader appends empty batches while something is due."""
+        if self._now.boot_ms < self._next_cleanup_ms:
+            return
+        if self.table.prune_due(self.store, self.cluster_ms(self._now)):
+            self._propose_batch([])
+        else:
+            self._next_cleanup_ms = self._now.boot_ms + self.config.cleanup_interval_ms
+
+    # --- writes -----------------------------------------------------------------------------------------
+
+    def _on_forward(self, peer_name: str, envelope: Envelope, message: Forward) -> None:
+        if self.is_leader:
+            for group in message.groups:
+                self._proposals[group.origin, group.first] = group
+
+    def _on_enrol(self, peer_name: str, envelope: Envelope, message: Enrol) -> None:
+        if self.is_leader:
+            self._enrolments[message.nonce] = None
+
+    def _pass_on(self, groups: list[RawGroup], nonces: list[bytes]) -> None:
+        """To whoever leads; if nobody does, the relay sends it again when somebody does."""
+        if self.is_leader:
+            for group in groups:
+                self._proposals[group.origin, group.first] = group
+            self._enrolments.update(dict.fromkeys(nonces))
+        elif leader := self.leader:
+            for message in _forwards(groups):
+                self._send(leader, message)
+            for nonce in nonces:
+                self._send(leader, Enrol(nonce))
+
+    def _send_again(self, at_once: bool = False) -> None:
+        groups, nonces = self._relay.to_send_again(self._now.boot_ms, at_once)
+        if groups or nonces:
+            self._pass_on(groups, nonces)
+        for context in self._reads.to_ask_again(self._now.boot_ms, at_once):
+            self._ask(context)
+
+    def _propose(self) -> None:
+        node = self.node
+        assert node is not None
+        if not (self._proposals or self._enrolments) or not node.accepts_proposals:
+            return
+        for nonce in self._enrolments:
+            node.propose(EntryKind.REGISTRATION, Registration(nonce, self._stamp_ms()).encode())
+        self._enrolments.clear()
+        for groups in _batches(self._proposals.values()):
+            self._propose_batch(groups)
+        self._proposals.clear()
+
+    def _propose_batch(self, groups: list[RawGroup]) -> None:
+        assert self.node is not None
+        if self.node.accepts_proposals:
+            full = self.table.bytes_used >= self.config.max_memory_bytes
+            self.node.propose(EntryKind.BATCH, encode_batch(self._stamp_ms(), full, groups))
+
+    def _stamp_ms(self) -> int:
+        return self.clock.read_ms(self._now.boot_ms)
+
+    def _deliver(self, outcomes: list[Outcome]) -> None:
+        """Keeps the outcomes that somebody here waits for."""
+        for outcome in outcomes:
+            if isinstance(outcome, Results):
+                if self._relay.answered(outcome.origin, outcome.first, self._now.boot_ms):
+                    self._events.append(outcome)
+            elif isinstance(outcome, Registered):
+                if self._relay.enrolled(outcome.nonce):
+                    self._events.append(outcome)
+            elif isinstance(outcome, Gap):
+                self._relay.stumbled()
+            elif self._relay.forget(outcome.origin):
+                self._events.append(outcome)
+
+    # --- reads ------------------------------------------------------------------------------------------
+
+    def _ask(self, context: int) -> None:
+        if self.is_leader:
+            self._request_read("", context)
+        elif leader := self.leader:
+            self._send(leader, ReadRequest(context))
+
+    def _on_read_request(self, peer_name: str, envelope: Envelope, message: ReadRequest) -> None:
+        if self.is_leader:
+            self._request_read(peer_name, message.context)
+
+    def _request_read(self, asker: str, context: int) -> None:
+        assert self.node is not None
+        self._next_remote_read += 1
+        self._remote_reads[self._next_remote_read] = (asker, context)
+        self.node.request_read(self._next_remote_read, self._now.boot_ms)
+
+    def _on_read_reply(self, peer_name: str, envelope: Envelope, message: ReadReply) -> None:
+        self._reads.answered(message.context, message.index)
+        self._finish_reads()
+
+    def _finish_reads(self) -> None:
+        for context in self._reads.ripe(self.table.applied_index):
+            if not self._freshness.ripe(context):
+                self._events.append(ReadReady(context))
+
+    def _renew_freshness(self) -> None:
+        stale = self._freshness.give_up(self._now.boot_ms)
+        if stale is not None:
+            self._reads.forget(stale)
+        context = self._freshness.renew(self._now.boot_ms, self._reads.start)
+        if context is not None:
+            self._ask(context)
+
+    # --- snapshots --------------------------------------------------------------------------------------
+
+    def _take_ready(self, ready: Ready) -> None:
+        for message in ready.messages:
+            self._post(message)
+        for read in ready.reads:
+            asker, asked = self._remote_reads.pop(read.context, ("", 0))
+            if asker:
+                self._send(asker, ReadReply(asked, read.read_index))
+            elif asked:
+                self._reads.answered(asked, read.read_index)
+        for reply in ready.chunk_replies:
+            self._on_snapshot_reply(reply)
+        if ready.reads:
+            self._finish_reads()
+
+    def _take_chunks(self, chunks: list[SnapshotChunk]) -> list[tuple[bool, list[Row]]]:
+        assert self.node is not None
+        staged = []
+        for chunk in chunks:
+            if chunk.mark.index <= self.node.commit:
+                self._answer_chunk(chunk.sender, chunk.transfer, chunk.mark.index, installed=True)
+                continue
+            if self._receiver.accepts(chunk):
+                staged.append((chunk.sequence == 0, unpack_rows(chunk.data)))
+                if chunk.last and self.node.restore(chunk.mark, self._now.boot_ms):
+                    self._installing = (chunk.sender, chunk.transfer)
+                    continue
+            self._answer_chunk(chunk.sender, chunk.transfer, chunk.mark.index)
+        return staged
+
+    def _answer_chunk(self, sender: ServerId, transfer: int, index: int, installed: bool = False) -> None:
+        assert self.node is not None
+        wanted = self._receiver.wanted_of(transfer)
+        self._post(SnapshotReply(self.id, sender, self.node.term, transfer, index, wanted, installed))
+
+    def _on_installed(self, mark: SnapshotMark) -> None:
+        sender, transfer = self._installing
+        self._receiver.reset()
+        self._answer_chunk(sender, transfer, mark.index, installed=True)
+        self._events.append(PeersChanged())
+
+    def _start_senders(self, work: Work) -> None:
+        node = self.node
+        assert node is not None
+        for follower, reader, index, term in work.readers:
+            if not node.is_leader or node.configuration.by_id(follower) is None:
+                reader.close()
+                continue
+            mark = node.log.mark_at(index)
+            assert mark.term == term
+            transfer = self._randrange(1 << 62) + 1
+            sender = SnapshotSender(
+                self.id, follower, node.term, mark, transfer, reader, self._now.boot_ms
+            )
+            if former := self._senders.pop(follower, None):
+                former.close()
+            self._senders[follower] = sender
+            self._post_chunks(sender)
+
+    def _post_chunks(self, sender: SnapshotSender) -> None:
+        for chunk in sender.chunks():
+            self._post(chunk)
+
+    def _on_snapshot_reply(self, reply: SnapshotReply) -> None:
+        sender = self._senders.get(reply.sender)
+        if sender is None or sender.transfer != reply.transfer or self.node is None:
+            return
+        if reply.installed:
+            self._end_transfer(sender)
+            self.node.snapshot_installed(reply.sender, reply.index, self._now.boot_ms)
+        elif sender.starts_over(reply.wanted):
+            self._end_transfer(sender)
+            self.node.snapshot_failed(reply.sender, self._now.boot_ms)
+        else:
+            sender.acknowledged(reply.wanted, self._now.boot_ms)
+            self._post_chunks(sender)
+
+    def _nudge_snapshots(self) -> None:
+        """Sends lost parts again; ends transfers to those who are gone."""
+        assert self.node is not None
+        timing = self.config.timing
+        for follower, sender in list(self._senders.items()):
+            quiet_ms = self._now.boot_ms - sender.last_heard_ms
+            if self.node.configuration.by_id(follower) is None:
+                self._end_transfer(sender)
+            elif not self._is_up(follower) and quiet_ms >= timing.election_timeout_ms:
+                self._end_transfer(sender)
+                self.node.snapshot_failed(follower, self._now.boot_ms)
+            elif quiet_ms >= 2 * timing.heartbeat_ms:
+                sender.send_again(self._now.boot_ms)
+                self._post_chunks(sender)
+
+    def _end_transfer(self, sender: SnapshotSender) -> None:
+        sender.close()
+        self._senders.pop(sender.receiver, None)
+
+    def _close_senders(self) -> None:
+        for sender in list(self._senders.values()):
+            self._end_transfer(sender)
+
+    def _compact(self) -> SnapshotMark | None:
+        """Lets go of old entries once there are enough of them; what a present follower or a transfer still
+        needs is kept, within bounds."""
+        node = self.node
+        assert node is not None
+        keep = self.config.log_keep_bytes
+        if node.log.bytes <= keep or node.applied <= node.log.mark.index:
+            return None
+        upto = node.applied
+        if node.log.bytes <= 4 * keep:
+            needed = [sender.mark.index for sender in self._senders.values()]
+            if node.is_leader:
+                needed += [each.match for each in node.progress.values() if each.active]
+            upto = min([upto, *needed])
+        upto = min(upto, node.log.index_leaving(keep // 2))
+        if upto <= node.log.mark.index:
+            return None
+        node.compact(upto)
+        return node.log.mark
+
+    # --- operations -------------------------------------------------------------------------------------
+
+    def _on_operation_request(self, peer_name: str, envelope: Envelope, message: OperationRequest) -> None:
+        self._perform(Route(peer_name, message.context), message.verb, message.argument)
+
+    def _on_operation_reply(self, peer_name: str, envelope: Envelope, message: OperationReply) -> None:
+        if self._operations.replied(message.context):
+            self._events.append(OperationDone(message.context, message.outcome, message.text))
+
+    def _advance_operations(self) -> None:
+        """Asks whoever leads for what has not been asked yet; ends what has come true."""
+        if self._operations.idle or self.node is None or not self.leader:
+            return
+        for context, verb, argument in self._operations.to_ask((self.leader, self.node.term)):
+            if self.is_leader:
+                self._perform(Route("", context), verb, argument or self.config.name)
+            else:
+                self._send(self.leader, OperationRequest(context, verb, argument or self.config.name))
+        for route, text in self._operations.settled(self.leader, self.node):
+            self._reply(route, "done", text)
+        for route, text in self._operations.failed(self.node):
+            self._reply(route, "refused", text)
+
+    def _reply(self, route: Route, outcome: str, text: str) -> None:
+        if route.asker:
+            self._send(route.asker, OperationReply(route.context, outcome, text))
+        elif self._operations.replied(route.context):
+            self._events.append(OperationDone(route.context, outcome, text))
+
+    def _perform(self, route: Route, verb: str, name: str) -> None:
+        """Leader: does what an operator asked for, or says why not."""
+        node = self.node
+        if node is None or not node.is_leader:
+            return
+        member = node.configuration.by_name(name)
+        if member is None:
+            known = ", ".join(member.name for member in node.configuration.members)
+            self._reply(route, "unknown", known)
+        elif verb == "promote":
+            self._promote(route, node, name, member.id, member.voter)
+        elif member.id == self.id:
+            self._step_aside(route, node)
+        else:
+            self._take_vote(route, node, name)
+
+    def _promote(self, route: Route, node: Node, name: str, server: ServerId, voter: bool) -> None:
+        if server == self.id:
+            self._reply(route, "done", f"{name} is primary")
+        elif not voter:
+            self._reply(route, "refused", f"{name} does not vote (yet): it has to catch up first")
+        elif not self._is_up(server):
+            self._reply(route, "refused", f"{name} does not answer")
+        else:
+            node.transfer(server, self._now.boot_ms)
+            self._operations.transferring(route, name, self.config.name)
+
+    def _step_aside(self, route: Route, node: Node) -> None:
+        successor = node.best_successor()
+        if successor == NOBODY:
+            self._reply(route, "refused", "no other member that votes answers, so nobody could take over")
+        else:
+            node.transfer(successor, self._now.boot_ms)
+            self._operations.transferring(route, self._name_of(successor), self.config.name)
+
+    def _take_vote(self, route: Route, node: Node, name: str) -> None:
+        member = node.configuration.by_name(name)
+        assert member is not None
+        if self._is_up(member.id):
+            self._reply(route, "nothing", f"{name} answers: there is nothing to do")
+        elif not member.voter:
+            self._reply(route, "nothing", f"{name} does not answer, and has no vote to take away")
+        elif not self._would_be_majority(node, member.id):
+            text = f"without {name} too few of the remaining members answer to be a majority"
+            self._reply(route, "refused", text)
+        else:
+            change = node.configuration.with_member(membership.without_vote(member))
+            index = self._change_configuration(change) if self._may_change_configuration(node) else 0
+            if index:
+                self._operations.changing(route, index, node.term, f"{name} does not vote until it is back")
+            else:
+                self._reply(route, "refused", "another membership change is under way: try again")
+
+    def _would_be_majority(self, node: Node, without: ServerId) -> bool:
+        remaining = node.configuration.voters - {without}
+        answering = [voter for voter in remaining if voter == self.id or self._is_up(voter)]
+        return 2 * len(answering) > len(remaining)
+
+    # --- sending ----------------------------------------------------------------------------------------
+
+    def _post(self, message: RaftMessage) -> None:
+        name = self._name_of(message.receiver)
+        if name:
+            self._outbox.append((name, self._envelope(message.receiver, message)))
+
+    def _send(self, name: str, message: Message) -> None:
+        peer = self.peers.get(name)
+        receiver = peer.id if peer is not None else NOBODY
+        self._outbox.append((name, self._envelope(receiver, message)))
+
+    def _envelope(self, receiver: ServerId, message: Any) -> Envelope:
+        now = self._now
+        return Envelope(
+            self.cluster_id, self.id, receiver, now.wall_ms, self.clock.read_ms(now.boot_ms), message
+        )
+
+    def _name_of(self, server: ServerId) -> str:
+        member = self.configuration.by_id(server)
+        if member is not None:
+            return member.name
+        return next((name for name, peer in self.peers.items() if peer.id == server), "")
+
+    def _is_up(self, server: ServerId) -> bool:
+        return any(peer.up and peer.id == server for peer in self.peers.values())
+
+    def _note_wall_clock(self, peer_name: str, wall_ms: int) -> None:
+        peer = self.peers.get(peer_name)
+        if peer is not None:
+            peer.wall_skew_ms = wall_ms - self._now.wall_ms
+
+
+def _forwards(groups: list[RawGroup]) -> list[Forward]:
+    return [Forward(part) for part in _parts(groups, FORWARD_BYTES)]
+
+
+def _batches(groups: Iterable[RawGroup]) -> list[list[RawGroup]]:
+    return _parts(groups, BATCH_BYTES)
+
+
+def _parts(groups: Iterable[RawGroup], max_bytes: int) -> list[list[RawGroup]]:
+    """Cuts into parts of at most so many bytes, in order; a part has at least one group."""
+    parts: list[list[RawGroup]] = []
+    size = max_bytes + 1
+    for group in groups:
+        length = len(group.commands)
+        if size + length > max_bytes:
+            parts.append([])
+            size = 0
+        parts[-1].append(group)
+        size += length
+    return parts
+
+
+_HANDLERS: dict[type, Callable[..., None]] = {
+    Forward: Replica._on_forward,
+    Enrol: Replica._on_enrol,
+    ReadRequest: Replica._on_read_request,
+    ReadReply: Replica._on_read_reply,
+    OperationRequest: Replica._on_operation_request,
+    OperationReply: Replica._on_operation_reply,
+}
+
+__all__ = [
+    "NEVER",
+    "Event",
+    "LeaderChanged",
+    "Now",
+    "OperationDone",
+    "PeersChanged",
+    "ReadReady",
+    "Replica",
+    "ReplicaConfig",
+    "Work",
+]

@@ -1,0 +1,392 @@
+"""The public verbs, as coroutines: checks and encodes what callers bring, and says what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from itertools import islice
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import msgspec
+
+from hotspare.engine import Engine, Read
+from hotspare.errors import ConfigError, InvalidSession, SessionTooLarge, Unavailable, VersionConflict
+from hotspare.session import (
+    Session,
+    check_field_names,
+    check_id,
+    check_ttl_ms,
+    data_checksum,
+    decode_record,
+    encode_data,
+    encode_fields,
+    maybe_compress,
+    record_expires_at_ms,
+    record_version,
+)
+from hotspare.settings import Settings
+from hotspare.table import (
+    ABSENT,
+    CONFLICT_ABSENT,
+    EXPIRED,
+    FULL,
+    IF_ABSENT,
+    IF_PRESENT,
+    INVALID,
+    KEEP_EXPIRY_MS,
+    TAKEN,
+    TOO_LARGE,
+    UNCONDITIONAL,
+    UNMERGEABLE,
+    Command,
+    Delete,
+    Patch,
+    Put,
+    Rotate,
+    Touch,
+    conflicting_version,
+)
+
+Item: TypeAlias = tuple[str, Mapping[str, Any]] | tuple[str, Mapping[str, Any], int | timedelta | None]
+"""What `store_sessions` takes: id, data and (unless `default_ttl_ms` is set) a TTL."""
+
+MAX_SLICES_UNDER_WAY = 16
+"""Of `store_sessions`: enough to keep the cluster busy, few enough to keep memory small."""
+MAX_SLICE_BYTES = 128 * 1024
+COMPRESS_ABOVE_BYTES = 1024
+MERGE_ATTEMPTS = 20
+"""How often an update that is merged here is tried again because somebody else was faster."""
+UNSET_DEADLINE = 0
+"""The deadline is set as a command leaves, in cluster time."""
+
+
+class AsyncSessionReplicator:
+    """Replicated sessions, for programs that run an event loop.
+
+    With settings (or keyword arguments of the same names) it runs a node of the cluster on the running event
+    loop: reads are memory look-ups, and whatever blocks the loop blocks the node. Raises ConfigError.
+
+        async with AsyncSessionReplicator(node="127.0.0.1:7401") as sessions:
+            await sessions.start_cluster(["127.0.0.1:7402", "127.0.0.1:7403"])
+            await sessions.store_session("s1", {"user": "alice"}, ttl_ms=3_600_000)
+    """
+
+    def __init__(
+        self, settings: Settings | None = None, *, engine: Engine | None = None, **overrides: Any
+    ) -> None:
+        self.settings = _settings(settings, overrides)
+        self.engine = engine if engine is not None else _in_process_node(self.settings)
+        self._timeout_ms = self.settings.replication_rpc_timeout_ms
+
+    # --- life -------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Takes part in the cluster. Raises ConfigError if it cannot listen where it should."""
+        await self.engine.start()
+
+    async def stop(self) -> None:
+        """Ends what is pending, hands the leadership over if it has it, and leaves."""
+        await self.engine.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start_cluster(self, replica_nodes: Iterable[str] = ()) -> None:
+        """Founds a cluster of this node and those ("host:port" each), all of which must be empty.
+
+        Returns when it has a primary. Raises Refused if a node belongs to a cluster already or does not answer.
+        """
+        nodes = msgspec.structs.replace(self.settings, replica_nodes=tuple(replica_nodes)).replica_nodes
+        await self.engine.call("found", self._timeout_ms, nodes=list(nodes))
+
+    async def flush(self) -> None:
+        """Returns when everything written through this node is acknowledged, and applied by all copies in
+        reach if this node is the primary. Raises Unavailable."""
+        await self.engine.call("flush", self._timeout_ms)
+
+    # --- writing ----------------------------------------------------------------------------------------
+
+    async def store_session(
+        self,
+        id: str,
+        data: Mapping[str, Any],
+        ttl_ms: int | timedelta | None = None,
+        *,
+        if_version: int | None = None,
+        if_absent: bool = False,
+        if_present: bool = False,
+        ack: str | None = None,
+    ) -> int:
+        """Stores `data` under `id` for `ttl_ms` milliseconds (or a timedelta), and returns its new version.
+
+        Raises InvalidSession or SessionTooLarge (nothing was sent), VersionConflict if the condition does not
+        hold, Unavailable (certainly not applied), OutcomeUnknown.
+        """
+        _check_ack(ack)
+        condition = _condition(if_version, if_absent, if_present)
+        command = self._put(id, data, ttl_ms, condition)
+        return _version_of(await self._write(command), condition)
+
+    async def store_sessions(self, sessions: Iterable[Item]) -> int:
+        """Stores many: (id, data, ttl_ms) each, or (id, data) with `default_ttl_ms`. Returns how many.
+
+        They are checked, sent and acknowledged in slices, several of which are under way at once; all of
+        them together are not one transaction. Raises what `store_session` raises for the first one that
+        fails, after everything under way has ended; sessions before and a few after it may be stored then.
+        """
+        iterator = iter(sessions)
+        under_way: deque[asyncio.Task[int]] = deque()
+        stored = 0
+        try:
+            while batch := list(islice(iterator, self.settings.batch_size)):
+                if len(under_way) >= MAX_SLICES_UNDER_WAY:
+                    stored += await under_way.popleft()
+                under_way.append(asyncio.ensure_future(self.store_slice(batch)))
+                await asyncio.sleep(0)
+            while under_way:
+                stored += await under_way.popleft()
+        finally:
+            if under_way:
+                await asyncio.gather(*under_way, return_exceptions=True)
+        return stored
+
+    async def store_slice(self, sessions: list[Item]) -> int:
+        """At most `batch_size` of what `store_sessions` takes, at once."""
+        commands: list[Command] = []
+        pending: list[list[Command]] = [commands]
+        size_bytes = 0
+        for item in sessions:
+            command = self._put_item(item)
+            size_bytes += len(command.data)
+            if size_bytes > MAX_SLICE_BYTES and commands:
+                commands, size_bytes = [], len(command.data)
+                pending.append(commands)
+            commands.append(command)
+        for part in pending:
+            for result in await self.engine.write(part, self._timeout_ms):
+                if result <= 0:
+                    _version_of(result, UNCONDITIONAL)
+        return len(sessions)
+
+    async def update_session(
+        self,
+        id: str,
+        changes: Mapping[str, Any],
+        *,
+        remove: Iterable[str] = (),
+        if_version: int | None = None,
+        ack: str | None = None,
+    ) -> int | None:
+        """Sets the top-level fields in `changes` and removes those in `remove`; the other fields, and the
+        expiry, stay as they are, whoever else changes them meanwhile. Returns the new version, or None if
+        there is no such session. Raises as `store_session` does."""
+        _check_ack(ack)
+        limit_bytes = self.settings.max_session_size_bytes
+        condition = _condition(if_version, False, False)
+        key, fields = check_id(id), encode_fields(changes, limit_bytes)
+        names = check_field_names(remove)
+        result = await self._write(Patch(key, fields, names, UNSET_DEADLINE, condition, limit_bytes))
+        if result == UNMERGEABLE:
+            return await self._merge(id, changes, names, if_version)
+        if result == ABSENT or (result == CONFLICT_ABSENT and if_version is None):
+            return None
+        if result == TOO_LARGE:
+            raise SessionTooLarge(limit_bytes + 1, limit_bytes)
+        return _version_of(result, condition)
+
+    async def touch_session(self, id: str, ttl_ms: int | timedelta) -> bool:
+        """Lets the session live for `ttl_ms` from now; changes nothing else, so it never undoes a write.
+        False if there is no such session. Raises as `store_session` does."""
+        return _is_done(await self._write(Touch(check_id(id), check_ttl_ms(ttl_ms), UNSET_DEADLINE)))
+
+    async def delete_session(self, id: str, *, if_version: int | None = None, ack: str | None = None) -> bool:
+        """False if there was none. Raises as `store_session` does."""
+        _check_ack(ack)
+        condition = _condition(if_version, False, False)
+        return _is_done(await self._write(Delete(check_id(id), UNSET_DEADLINE, condition)), condition)
+
+    async def rotate_session(self, old_id: str, new_id: str, *, ack: str | None = None) -> bool:
+        """Gives the session a new id, at a stroke: for logins, so that an id known before is worth nothing
+        after. False if there is none under the old id. Raises VersionConflict if the new one is taken, and
+        otherwise as `store_session` does."""
+        _check_ack(ack)
+        old_key, new_key = check_id(old_id), check_id(new_id)
+        if old_key == new_key:
+            raise InvalidSession("new_id", "it is the old one: a rotation needs another")
+        result = await self._write(Rotate(old_key, new_key, UNSET_DEADLINE))
+        if result == TAKEN:
+            raise VersionConflict("absent", None)
+        return _is_done(result)
+
+    # --- reading ----------------------------------------------------------------------------------------
+
+    async def get_session(self, id: str, *, read: Read = "local") -> dict[str, Any] | None:
+        """The data, as a fresh object, or None if there is no such session.
+
+        `read`: "local" from this host's copy, in microseconds; "primary" linearizably; "stale" from the copy
+        however old it is. Raises StaleRead, NotReady or Unavailable: never None for want of an answer.
+        """
+        record = await self._record(id, read)
+        return None if record is None else decode_record(record)
+
+    async def get_session_record(self, id: str, *, read: Read = "local") -> Session | None:
+        """Like `get_session`, with version and expiry."""
+        record = await self._record(id, read)
+        if record is None:
+            return None
+        return Session(id, decode_record(record), record_version(record), record_expires_at_ms(record))
+
+    async def get_all_sessions(self) -> list[str]:
+        """The ids of all live sessions of this host's copy. Raises StaleRead or NotReady."""
+        ids = await self.engine.call("ids", self._timeout_ms)
+        return [id.decode() for id in ids]
+
+    async def session_count(self) -> int:
+        """How many live sessions this host's copy has. Raises StaleRead or NotReady."""
+        count: int = await self.engine.call("count", self._timeout_ms)
+        return count
+
+    # --- operating --------------------------------------------------------------------------------------
+
+    async def get_replication_status(self) -> dict[str, Any]:
+        """How this node sees itself and the cluster: plain values."""
+        status: dict[str, Any] = await self.engine.call("status", self._timeout_ms)
+        return status
+
+    async def get_metrics(self) -> dict[str, Any]:
+        """This node's figures; durations in ms, lag over the last ten seconds."""
+        metrics: dict[str, Any] = await self.engine.call("metrics", self._timeout_ms)
+        return metrics
+
+    async def promote_to_primary(self, *, force: bool = False) -> None:
+        """Writes what is pending and makes this node the primary, in an orderly way: nothing is lost and no
+        writer sees an error. Returns when it is the primary. Raises Refused or Unavailable."""
+        if force:
+            raise ConfigError("force", "this version cannot promote by force yet", "force=False")
+        await self.engine.call("promote", self._timeout_ms)
+
+    async def trigger_failover(self, node: str) -> str:
+        """The primary named: moves the leadership to the most up-to-date secondary. A secondary that does
+        not answer: takes its vote away until it is back. A healthy secondary: there is nothing to do. Says
+        which. Raises UnknownNode, Refused or Unavailable."""
+        text: str = await self.engine.call("failover", self._timeout_ms, node=node)
+        return text
+
+    # --- inside -----------------------------------------------------------------------------------------
+
+    async def _record(self, id: str, read: Read) -> bytes | None:
+        if read == "local" and self.engine.has_copy:
+            return self.engine.read_local(check_id(id))
+        if read not in ("local", "primary", "stale"):
+            raise ConfigError("read", f"{read!r:.40} is no way to read", '"local", "primary" or "stale"')
+        return await self.engine.fetch(check_id(id), read, self._timeout_ms)
+
+    async def _write(self, command: Command) -> int:
+        (result,) = await self.engine.write([command], self._timeout_ms)
+        return result
+
+    def _put_item(self, item: Item) -> Put:
+        if len(item) not in (2, 3):
+            raise InvalidSession("item", "store_sessions takes (id, data, ttl_ms) or (id, data)")
+        id, data, *ttl_ms = item
+        return self._put(id, data, ttl_ms[0] if ttl_ms else None, UNCONDITIONAL)
+
+    def _put(
+        self, id: str, data: Mapping[str, Any], ttl_ms: int | timedelta | None, condition: int
+    ) -> Put:
+        if ttl_ms is None:
+            ttl_ms = self.settings.default_ttl_ms
+            if ttl_ms is None:
+                raise InvalidSession("ttl_ms", "none was given, and the setting default_ttl_ms has none either")
+        return self._encoded_put(id, data, check_ttl_ms(ttl_ms), condition)
+
+    def _encoded_put(self, id: str, data: Mapping[str, Any], ttl_ms: int, condition: int) -> Put:
+        key = check_id(id)
+        encoded = encode_data(data, self.settings.max_session_size_bytes)
+        flags = 0
+        if self.settings.enable_compression:
+            flags, encoded = maybe_compress(encoded, COMPRESS_ABOVE_BYTES)
+        return Put(key, encoded, flags, data_checksum(key, encoded), ttl_ms, UNSET_DEADLINE, condition)
+
+    async def _merge(
+        self, id: str, changes: Mapping[str, Any], remove: list[str], if_version: int | None
+    ) -> int | None:
+        """What `update_session` does with a session that cannot be merged where it is stored: here, under
+        the exact version that was read."""
+        for _ in range(MERGE_ATTEMPTS):
+            session = await self.get_session_record(id, read="primary")
+            if session is None:
+                return None
+            if if_version is not None and if_version != session.version:
+                raise VersionConflict(if_version, session.version)
+            kept = {name: value for name, value in session.data.items() if name not in remove}
+            put = self._encoded_put(id, kept | dict(changes), KEEP_EXPIRY_MS, session.version)
+            result = await self._write(put)
+            if result > 0 or if_version is not None:
+                return _version_of(result, session.version)
+            if result == CONFLICT_ABSENT:
+                return None
+        raise Unavailable("others changed the session faster than the update could be merged")
+
+
+def _settings(settings: Settings | None, overrides: dict[str, Any]) -> Settings:
+    if settings is None:
+        return Settings.load(**overrides)
+    return msgspec.structs.replace(settings, **overrides) if overrides else settings
+
+
+def _in_process_node(settings: Settings) -> Engine:
+    from hotspare.cluster.node import ClusterNode
+    from hotspare.store.plain import PlainStore
+
+    return ClusterNode(settings, PlainStore())
+
+
+def _check_ack(ack: str | None) -> None:
+    if ack not in (None, "quorum"):
+        raise ConfigError("ack", f"{ack!r:.40} is not available", '"quorum"')
+
+
+def _condition(if_version: int | None, if_absent: bool, if_present: bool) -> int:
+    given = (if_version is not None) + bool(if_absent) + bool(if_present)
+    if given > 1:
+        raise InvalidSession("condition", "give only one of if_version, if_absent and if_present")
+    if if_version is not None:
+        if type(if_version) is not int or if_version <= 0:
+            raise InvalidSession("if_version", "it must be a version that hotspare gave, a positive int")
+        return if_version
+    return IF_ABSENT if if_absent else IF_PRESENT if if_present else UNCONDITIONAL
+
+
+def _is_done(result: int, condition: int = UNCONDITIONAL) -> bool:
+    return False if result == ABSENT else _version_of(result, condition) > 0
+
+
+def _version_of(result: int, condition: int) -> int:
+    """The version, or what the result says instead, as an exception."""
+    if result > 0:
+        return result
+    expected = {IF_ABSENT: "absent", IF_PRESENT: "present"}.get(condition, condition)
+    if result == CONFLICT_ABSENT:
+        raise VersionConflict(expected, None)
+    current = conflicting_version(result)
+    if current is not None:
+        raise VersionConflict(expected, current)
+    if result in _REFUSALS:
+        raise Unavailable(_REFUSALS[result])
+    raise InvalidSession("command", "the cluster refused it as malformed: do all nodes run the same version?")
+
+
+_REFUSALS = {
+    EXPIRED: "it was ordered after its deadline, so it was left out",
+    FULL: "the cluster holds as many sessions as max_memory_bytes allows",
+}
