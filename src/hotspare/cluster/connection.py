@@ -1,8 +1,8 @@
 """One TCP connection: bytes in, frames to a handler; frames in, bytes out.
 
-A connection is *open* once the handshake is over; from then on its handler gets every complete frame, and at the
-end one call that says why it ended. The end that dials is `Dialled`, made by `connect`; the end that accepts belongs
-to the transport. Whatever is wrong with the bytes ends this connection and nothing else.
+A connection is *open* once the handshake is over; from then on its handler gets every complete frame, and at
+the end one call that says why it ended. The end that dials is `Dialled`, made by `connect`; the end that
+accepts belongs to the transport. Whatever is wrong with the bytes ends this connection and nothing else.
 
 Nothing is queued here but what the kernel does not take yet, and that is bounded: above `CONGESTED_BYTES` the
 connection is not `writable`, above `MAX_OUTGOING_BYTES` it takes nothing more.
@@ -43,13 +43,13 @@ CONGESTED_BYTES = 1024 * 1024
 """Unsent bytes above which bulk traffic (snapshots, the log of a node that lags) should hold back."""
 
 MAX_OUTGOING_BYTES = 32 * 1024 * 1024
-"""Unsent bytes above which nothing more is taken: the other end does not read, and would do so for ever."""
+"""Unsent bytes above which nothing is taken: the other end does not read, and more would pile up."""
 
 LINGER_MS = 500
 """How long a farewell may take to be read. Closing at once would reset the connection and could lose it."""
 
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-"""In seconds: a host that vanished without a word is noticed in 25 s, even on a connection that only listens."""
+"""In seconds: a host that vanished without a word is noticed in 25 s, even when nothing is sent."""
 
 logger = logging.getLogger("hotspare.cluster")
 
@@ -58,7 +58,7 @@ class Handler(Protocol):
     """What an open connection is connected to."""
 
     def frames_received(self, frames: list[bytes]) -> None:
-        """All frames that arrived together, in order. A ProtocolError or a msgspec error ends the connection."""
+        """All frames that arrived together, in order. A ProtocolError or a msgspec error closes it."""
 
     def closed(self, reason: str) -> None:
         """Once, after the last frame. `reason` is half a sentence for people."""
@@ -239,7 +239,7 @@ class Connection(asyncio.BufferedProtocol):
     def _shake_hands(self) -> None:
         self._knows_protocol = self._knows_protocol or self._inbound.take_preamble()
         if self._knows_protocol:
-            # What comes with the greeting may be longer than a stranger's frame: it is cut after the greeting is read.
+            # What comes with the greeting may be longer than a stranger's frame: it is cut once that is read.
             for frame in self._inbound.take_frames(at_most=1):
                 self._greeted(frame)
 
@@ -285,7 +285,7 @@ class Dialled(Connection):
         return self.welcomed.result()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # A port in the range of outgoing ones may be ours by chance, and TCP then connects the socket to itself.
+        # Where nothing listens, the socket's own port may be the one dialled, and TCP connects it to itself.
         if transport.get_extra_info("peername") == transport.get_extra_info("sockname"):
             self._begin_to_end(ConnectionRefusedError())
         super().connection_made(transport)
@@ -311,8 +311,8 @@ class Dialled(Connection):
 class Resolver:
     """Looks names up, anew whenever asked, without ever holding up the loop or its end.
 
-    A lookup can hang for half a minute. There is one at a time for each name, in a thread that a process need not
-    wait for when it exits (as it would for an executor's).
+    A lookup can hang for half a minute. There is one at a time for each name, in a thread that a process need
+    not wait for when it exits (as it would for an executor's).
     """
 
     def __init__(self) -> None:
@@ -395,6 +395,8 @@ async def _connect_to(address: Address, hello: Hello, handler: Handler) -> Diall
     try:
         await asyncio.get_running_loop().create_connection(lambda: connection, address.host, address.port)
         await connection.welcomed
+        if connection.is_ending:
+            raise ConnectionResetError("the other end closed it at once")
     except BaseException:
         connection.welcomed.cancel()
         connection.abort()
@@ -414,8 +416,9 @@ async def connect_client(
 ) -> Dialled:
     """A client's connection to the node at this address.
 
-    `expected` and `cluster_id` refuse any other node or cluster. Raises Unavailable where another node (or a little
-    patience) may help, Refused where the node does not want this client, ProtocolError if it is not hotspare.
+    `expected` and `cluster_id` refuse any other node or cluster. Raises Unavailable where another node (or a
+    little patience) may help, Refused where the node does not want this client, ProtocolError if it is not
+    hotspare.
     """
     hello = Hello("client", cluster_id=cluster_id, expected=expected, authentication=authentication)
     resolver = Resolver()

@@ -1,16 +1,16 @@
 """All connections of a node: to its peers, from its peers, and from clients.
 
-What a node says to a peer goes over the connection that the node dialled; what the peer says comes over the one that
-the peer dialled. So there is never a question of which of two connections to keep, and each side decides by
-itself when to dial. Nothing is promised about frames but their order within one connection: when a connection is
-lost, some may be lost with it, and whoever sent them hears `on_up` again and sends what matters again.
+What a node says to a peer goes over the connection that the node dialled; what the peer says comes over the
+one that the peer dialled. So there is never a question of which of two connections to keep, and each side
+decides by itself when to dial. Nothing is promised about frames but their order within one connection: when a
+connection is lost, some may be lost with it; who sent them hears `on_up` again, and sends what matters again.
 
-**Failure detection.** The operating system closes the connections of a process that died. But a connection can also be
-lost while both processes live. So when either of the two connections with a peer ends, the peer is dialled anew at
-once: if the same incarnation answers, it lives, and takes the place of the old connection (`on_up` again); if
-nobody does within `REDIAL_TIMEOUT_MS`, or another incarnation does, the peer is down. The new connection
-is made before the old one is closed, and the accepting end ignores the end of one that has been
-replaced: else two healthy nodes would alarm each other for ever.
+**Failure detection.** The operating system closes the connections of a process that died. But a connection
+can also be lost while both processes live. So when either of the two connections with a peer ends, the peer
+is dialled anew at once. If the same incarnation answers, it lives, and the new connection takes the place of
+the old one (`on_up` again). If nobody does within `REDIAL_TIMEOUT_MS`, or another incarnation does, the peer
+is down. A new connection is made before the old one is closed, and the accepting end takes no alarm at the
+end of one that has been replaced: else two healthy nodes would alarm each other for ever.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ logger = logging.getLogger("hotspare.cluster")
 class Transport:
     """Listens, dials, and keeps doing so.
 
-    `hello` says who this node is now. `admit` decides about whoever dials, node or client; that an expected name is
-    ours, that nobody else has our name, and how many there may be, is checked before.
-    `on_frames(peer, frames)` gets what a peer sends, up or not. `on_up(peer, incarnation, address)` is called whenever
-    a new connection to a peer stands (frames sent before may be lost), `on_down(peer)` once when it is gone.
-    `on_client` gives each client that was admitted a handler; answers go through its connection.
+    `hello` says who this node is now. `admit` decides about whoever dials, node or client; that an expected
+    name is ours, that nobody else has our name, and how many there may be, is checked before.
+    `on_frames(peer, frames)` gets what a peer sends, up or not. `on_up(peer, incarnation, address)` is called
+    whenever a new connection to a peer stands (frames sent before may be lost), `on_down(peer)` once when it
+    is gone. `on_client` gives each client that was admitted a handler; answers go through its connection.
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class Transport:
         if not all(map(is_loopback, hosts)):
             raise ConfigError(
                 "listen",
-                f"{self._listen} can be reached from other machines, and without a cluster_key anyone there could "
-                "read and write sessions",
+                f"{self._listen} can be reached from other machines, and without a cluster_key anyone there "
+                "could read and write sessions",
                 "a loopback address (127.0.0.0/8, ::1 or localhost), or a cluster_key",
             )
 
@@ -167,7 +167,7 @@ class Transport:
         return Address(self._listen.host, self._servers[0].sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
-        """Stops listening, says farewell, and closes everything in bounded time. No peer is called down any more."""
+        """Stops listening, says why, and closes everything in bounded time. No peer is called down for it."""
         self._stopping = True
         self._close_servers()
         peers, self._peers = self._peers, {}
@@ -339,7 +339,7 @@ class Accepted(Connection):
         """Who is at the other end. Of an open connection only."""
 
     def send(self, frames: list[bytes]) -> bool:
-        """As for every connection; but a client that misses one answer cannot trust the others, so it has to go."""
+        """As on every connection; but a client that would miss an answer has to go."""
         taken = super().send(frames)
         if not taken:
             self._fail(ConnectionAbortedError("it does not read its answers"))
@@ -485,13 +485,11 @@ class _Peer:
         return True
 
     def _reached(self, connection: Dialled, line: _Outgoing) -> None:
-        # What alarmed us while we dialled happened to the connections before this one. Unless it is lost already.
+        # What alarmed us while we dialled had happened to the connections before this one.
         self._recheck.clear()
         replaced, self.connection, self._line = self.connection, connection, line
         if replaced is not None:
             replaced.abort("this end dialled anew")
-        if connection.is_ending:
-            self.disconnected(line)
         welcome = connection.welcome
         if self.incarnation != welcome.incarnation:
             self._down()

@@ -1,16 +1,17 @@
 """How bytes on a connection become frames, and how two ends find out that they fit together.
 
-Both ends open with the same eight bytes, a magic and the protocol's version, without waiting for each other:
-whatever else is at the other end (a web server, another version, noise) is recognised by its first bytes and
-called by its name. Then the end that dialled sends a `Hello` and gets a `Welcome`; from then on there are just
-frames.
+Both ends open with the same eight bytes, a magic and the protocol's version, without waiting for each
+other: whatever else is at the other end (a web server, another version, noise) is recognised by its first
+bytes and called by its name. Then the end that dialled sends a `Hello` and gets a `Welcome`; from then on
+there are just frames.
 
 A frame is a length (u32, big-endian) and that many bytes, at least one. A length with the highest bit set
-announces the last frame of a connection, a farewell: it says why the connection ends, so that nobody has to guess.
+announces the last frame of a connection, a farewell: it says why the connection ends, so that nobody has to
+guess.
 
-Nothing here does I/O. `Inbound` lends out its buffer, is told how much arrived in it, and cuts frames from it.
-Every frame is copied once, out of a buffer that is used again: that measured two to five times faster for large
-frames than joining the chunks which asyncio would allocate, and no slower for small ones.
+Nothing here does I/O. `Inbound` lends out its buffer, is told how much arrived in it, and cuts frames from
+it. Every frame is copied once, out of a buffer that is used again: that measured two to five times faster
+for large frames than joining the chunks which asyncio would allocate, and no slower for small ones.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from hotspare.errors import ProtocolError
 PROTOCOL_VERSION = 1
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
-"""Far above the largest message (a chunk of a snapshot, a full batch): a longer one is a mistake or an attack."""
+"""Far above the largest message (a chunk of a snapshot, a full batch): longer is a mistake or an attack."""
 
 MAX_HANDSHAKE_BYTES = 4 * 1024
 """What anyone may make a node hold before it is known who they are."""
@@ -123,9 +124,12 @@ def encode_farewell(rejected: Rejected) -> bytes:
 def decode_hello(frame: bytes) -> Hello:
     """Raises ProtocolError."""
     try:
-        return _hello_decoder.decode(frame)
+        hello = _hello_decoder.decode(frame)
     except msgspec.MsgspecError as exc:
         raise ProtocolError(f"its first frame is no greeting ({exc})", "a Hello") from exc
+    if hello.kind == "node" and not (hello.name and hello.incarnation):
+        raise ProtocolError("it does not say who it is", "a node's name and incarnation")
+    return hello
 
 
 def decode_welcome(frame: bytes) -> Welcome:
@@ -248,8 +252,8 @@ class Inbound:
             if size > MAX_READ_BYTES:
                 self._move(MAX_READ_BYTES)
         elif self._end == size:
-            # Full: either a busy connection that deserves a larger buffer, or a frame that needs one. It grows
-            # with what has arrived, never with what was announced.
+            # Full: either a busy connection that deserves a larger buffer, or a frame that needs one. It
+            # grows with what has arrived, never with what was announced.
             crowded = size < MAX_READ_BYTES or self.pending_bytes > size // 2
             self._move(2 * size if crowded else size)
 
