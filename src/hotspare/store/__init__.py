@@ -57,11 +57,20 @@ class ExpiryIndex(Protocol):
 
 
 class Transaction(Protocol):
-    node: Space
-    log: Space
-    table: Space
-    sessions: Space
-    expiry: ExpiryIndex
+    @property
+    def node(self) -> Space: ...
+
+    @property
+    def log(self) -> Space: ...
+
+    @property
+    def table(self) -> Space: ...
+
+    @property
+    def sessions(self) -> Space: ...
+
+    @property
+    def expiry(self) -> ExpiryIndex: ...
 
     def stage(self, rows: Iterable[Row]) -> None:
         """Adds rows to the staging area of an arriving snapshot. Any order will do."""

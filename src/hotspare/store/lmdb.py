@@ -16,8 +16,8 @@ Then LMDB's default flags must stay: without its syncs, pages of acknowledged tr
 (WRITEMAP would save a third of a write's time, and turn a full tmpfs into SIGBUS.)
 
 **Transactions** collect their changes in dictionaries and write them at the end, sorted: neighbours then
-share the walk down the tree and the copied page, and what was written twice is written once. LMDB demands that
-a write transaction stays on the thread that began it.
+share the walk down the tree and the copied page, and what was written twice is written once. LMDB demands
+that a write transaction stays on the thread that began it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from urllib.parse import quote
 
 import lmdb
 
-from hotspare.errors import StoreCorrupt, StoreError, StoreForeign, StoreFull, StoreInUse
+from hotspare.errors import ForkedProcess, StoreCorrupt, StoreError, StoreForeign, StoreFull, StoreInUse
 from hotspare.store import EXPIRY_BYTES, Row, take_rows
 
 FORMAT: Final = 1
@@ -91,6 +91,7 @@ class LmdbStore:
         self._environment = environment
         self._begin: Callable[..., lmdb.Transaction[bytes]] = environment.begin
         self._owner: int | None = owner
+        self._opened_in_pid = os.getpid()
         self._node = environment.open_db(b"node")
         self._log = environment.open_db(b"log")
         self._store = environment.open_db(b"store")
@@ -219,7 +220,7 @@ class LmdbStore:
         self._begin = self._refuse
 
     def _refuse(self, *_: object, **__: object) -> lmdb.Transaction[bytes]:
-        raise StoreError(str(self.path), "it was opened by the process of which this one is a fork")
+        raise ForkedProcess(self._opened_in_pid, os.getpid())
 
 
 class LmdbTransaction:
@@ -468,7 +469,7 @@ def _lock(directory: Path) -> int:
 
 
 def _claim(directory: Path, boot_id: str) -> None:
-    """Makes sure that the directory holds what is ours and valid, or nothing. No `boot_id` means disk mode."""
+    """Sees to it that the directory holds what is ours and valid, or nothing. No `boot_id`: disk mode."""
     mode = "memory" if boot_id else "disk"
     marker = {"format": FORMAT, "mode": mode, "boot_id": boot_id}
     found = _read_marker(directory)
