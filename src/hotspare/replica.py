@@ -218,6 +218,8 @@ class Replica:
         """Who voted for us -> (term, its clock, its estimate of cluster time)."""
         self._announced: tuple[ServerId, int] = (NOBODY, 0)
         """The leader and term that everybody here was told about."""
+        self._dialled = founding.EMPTY_MARK.configuration
+        """The configuration whose members everybody here knows to dial."""
         self._leading_term = 0
         self._leaderless_since_ms = now.boot_ms
         self._introduced_ms = 0
@@ -447,6 +449,9 @@ class Replica:
         return outbox
 
     def take_events(self) -> list[Event]:
+        if self.configuration is not self._dialled:
+            self._dialled = self.configuration
+            self._events.append(PeersChanged())
         events, self._events = self._events, []
         return events
 
@@ -625,7 +630,6 @@ class Replica:
         self._announced = (NOBODY, 0)
         for peer in self.peers.values():
             peer.introduction = None
-        self._events.append(PeersChanged())
         self._introduce()
 
     def _introduce(self) -> None:
@@ -745,11 +749,9 @@ class Replica:
         """The index of the change, or 0 when it cannot be made now."""
         assert self.node is not None
         try:
-            index = self.node.change_configuration(change, self._now.boot_ms)
+            return self.node.change_configuration(change, self._now.boot_ms)
         except (ChangeRefused, NotLeader):
             return 0
-        self._events.append(PeersChanged())
-        return index
 
     def _prune(self) -> None:
         """An idle leader appends empty batches while something is due."""
@@ -900,7 +902,6 @@ class Replica:
         sender, transfer = self._installing
         self._receiver.reset()
         self._answer_chunk(sender, transfer, mark.index, installed=True)
-        self._events.append(PeersChanged())
 
     def _start_senders(self, work: Work) -> None:
         node = self.node

@@ -18,7 +18,7 @@ import socket
 import threading
 from collections.abc import Callable
 from ipaddress import ip_address
-from typing import Protocol
+from typing import Protocol, cast
 
 import msgspec
 
@@ -206,7 +206,7 @@ class Connection(asyncio.BufferedProtocol):
     # For asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's are like it, but no subclasses
         self._transport = transport
         self.remote = _address_of(transport.get_extra_info("peername"))
         if self._cause is not None:
