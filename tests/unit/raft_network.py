@@ -92,22 +92,23 @@ class Server:
         )
 
     def persist(self, count: int | None = None) -> None:
-        """The oldest `count` writes under way (all of them) become durable."""
+        """The oldest `count` group commits under way (all of them) become durable."""
         for _ in range(len(self.writes) if count is None else count):
             ready = self.writes.pop(0)
             self.disk.write(ready)
-            self.node.persisted(ready.number)
+            if ready.number:
+                self.node.persisted(ready.number)
+            for entry in ready.committed:
+                self.disk.applied.append(entry)
+                self.node.applied_to(entry.index)
 
     def take(self) -> list[Message]:
-        """Performs one Ready but for the sending."""
+        """Begins what one Ready asks for, and returns what is to be sent meanwhile."""
         ready = self.node.ready()
-        if ready.number:
+        if ready.number or ready.committed:
             self.writes.append(ready)
         if not self.slow_disk:
             self.persist()
-        for entry in ready.committed:
-            self.disk.applied.append(entry)
-            self.node.applied_to(entry.index)
         self.reads += ready.reads
         self.snapshots_wanted += ready.snapshots_wanted
         self.chunks += ready.chunks

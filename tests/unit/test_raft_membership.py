@@ -210,6 +210,21 @@ def test_a_removed_leader_hands_over_without_an_election_timeout() -> None:
     assert {net.node(id).leader for id in "bcd"} == {successor}
 
 
+def test_a_server_whose_removal_is_uncommitted_campaigns_while_the_others_need_it() -> None:
+    """The dissertation, figure 4.6. `a` alone has the entry that removes it: `b` cannot win against its log."""
+    net = Network("ab")
+    net.elect("a")
+    net.cut_off("a", "b")
+    net.change("a", configuration("b"))
+    net.settle()
+    net.advance(3000)
+    net.heal()
+    net.advance(5000)
+    assert net.leaders == ["b"]
+    assert net.node("b").configuration == configuration("b")
+    assert net.node("b").has_committed_in_term
+
+
 def test_the_own_copy_of_a_leader_that_does_not_vote_is_not_counted() -> None:
     net = Network("abc")
     leader = net.elect("a")

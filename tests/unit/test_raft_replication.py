@@ -151,7 +151,7 @@ def test_others_may_commit_what_the_leader_has_not_written_yet() -> None:
     index = net.propose("a")
     net.settle()
     assert net.node("a").commit == index
-    assert net.payloads("a") == [b"x"]
+    assert net.payloads("b") == [b"x"]
 
 
 def test_committed_entries_never_come_out_before_the_write_of_themselves() -> None:

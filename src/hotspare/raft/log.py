@@ -139,7 +139,12 @@ class Log:
     def configuration_at(self, index: int) -> Configuration:
         """The configuration that acts for the state up to `index`, which must not be compacted away."""
         assert index >= self.mark.index, "compacted away"
-        return self.configurations[max(at for at in self.configurations if at <= index)]
+        return self.configurations_from(index)[0]
+
+    def configurations_from(self, index: int) -> list[Configuration]:
+        """The configuration that acts for the state up to `index`, and those that come after it."""
+        acting = max(at for at in self.configurations if at <= index)
+        return [configuration for at, configuration in self.configurations.items() if at >= acting]
 
     def mark_at(self, index: int) -> SnapshotMark:
         """The mark of a snapshot that ends at `index`, which must be committed and not compacted away."""

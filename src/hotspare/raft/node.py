@@ -420,6 +420,13 @@ class Node:
         if self.role is not Role.LEADER:
             self._campaign()
 
+    def _may_campaign(self) -> bool:
+        """Voters may; and a server whose removal may be uncommitted yet: if it alone has that entry, the
+        others cannot win against its longer log, and need it to lead once more (the dissertation,
+        4.2.2)."""
+        log = self.log
+        return any(self.id in configuration.voters for configuration in log.configurations_from(log.commit))
+
     def _arm_election(self) -> None:
         timeout_ms = self.timing.election_timeout_ms
         self._patience_ms = timeout_ms + self._randrange(timeout_ms)
@@ -431,7 +438,7 @@ class Node:
 
     def _campaign(self) -> None:
         """Asks whether an election could be won. No term grows by asking, so it may be asked again soon."""
-        if not self.is_voter:
+        if not self._may_campaign():
             self._arm_election()
             return
         self.role = Role.PRE_CANDIDATE
@@ -512,7 +519,7 @@ class Node:
             self._become_leader()
 
     def _on_timeout_now(self, message: TimeoutNow) -> None:
-        if self.role is Role.FOLLOWER and self.is_voter:
+        if self.role is Role.FOLLOWER and self._may_campaign():
             self._stand(transfer=True)
 
     # -- roles ---------------------------------------------------------------------------------------------
