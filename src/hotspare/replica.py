@@ -12,12 +12,12 @@ back with `finish()` in the same order (in memory at once, on a disk by another 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from hotspare.protocol import founding, membership
 from hotspare.protocol.clock import ClusterClock
-from hotspare.protocol.founding import Attempt, Candidate
+from hotspare.protocol.commit import Work
+from hotspare.protocol.founding import Attempt
 from hotspare.protocol.messages import (
     Enrol,
     Envelope,
@@ -31,10 +31,12 @@ from hotspare.protocol.messages import (
     ReadReply,
     ReadRequest,
 )
-from hotspare.protocol.operations import Operations, Route
-from hotspare.protocol.reads import NEVER, Freshness, Reads
+from hotspare.protocol.operations import OperationDone, Operations, Route
+from hotspare.protocol.outbox import Now, Outbox
+from hotspare.protocol.peers import Peers
+from hotspare.protocol.reads import Askers, Freshness, Reads
 from hotspare.protocol.relay import Relay
-from hotspare.protocol.snapshot import SnapshotReceiver, SnapshotSender, unpack_rows
+from hotspare.protocol.snapshot import SnapshotReceiver, Transfers, unpack_rows
 from hotspare.raft.log import Log
 from hotspare.raft.messages import (
     NOBODY,
@@ -50,9 +52,9 @@ from hotspare.raft.messages import (
     VoteReply,
 )
 from hotspare.raft.messages import Message as RaftMessage
-from hotspare.raft.node import ChangeRefused, Node, NotLeader, Ready, Timing
+from hotspare.raft.node import Node, Ready, Timing
 from hotspare.raft.progress import State
-from hotspare.store import Row, SnapshotReader, Store, Transaction, journal
+from hotspare.store import Row, Store, Transaction, journal
 from hotspare.store.journal import Identity
 from hotspare.table import (
     Gap,
@@ -77,13 +79,6 @@ GIVE_UP_ELECTIONS = 10
 """A founding that hears of no leader for this many election timeouts is given up."""
 
 
-class Now(NamedTuple):
-    boot_ms: int
-    """Monotonic; goes on while the machine or the process sleeps."""
-    wall_ms: int
-    """UNIX time."""
-
-
 class ReplicaConfig(NamedTuple):
     name: str
     address: str
@@ -102,12 +97,6 @@ class ReadReady(NamedTuple):
     context: int
 
 
-class OperationDone(NamedTuple):
-    context: int
-    outcome: str
-    text: str
-
-
 class LeaderChanged(NamedTuple):
     leader: str
     """A node's name; empty while there is none."""
@@ -123,62 +112,6 @@ Event: TypeAlias = (
 )
 
 
-@dataclass(slots=True)
-class Peer:
-    """What is known about the node that answers under a name."""
-
-    address: str
-    id: ServerId = NOBODY
-    up: bool = False
-    introduction: Introduction | None = None
-    wall_skew_ms: int = 0
-    """Its clock minus ours, as of its last message (the way here counts as skew)."""
-
-
-@dataclass(slots=True)
-class Work:
-    """One group commit: to be performed as one transaction, in order with all others."""
-
-    store: Store
-    table: Table
-    ready: Ready
-    staged: list[tuple[bool, list[Row]]]
-    """Parts of an arriving snapshot; True: the first of a transfer, what was staged before is void."""
-    compacted: SnapshotMark | None
-    wanted: list[ServerId]
-    """Followers for whom a snapshot is to be opened."""
-    outcomes: list[Outcome] = field(default_factory=list)
-    readers: list[tuple[ServerId, SnapshotReader, int, int]] = field(default_factory=list)
-    """(follower, reader, applied index, applied term)."""
-
-    def perform(self) -> None:
-        """Raises StoreError; then nothing of it is there, and the node must stop."""
-        transaction = self.store.begin()
-        try:
-            journal.save_ready(transaction, self.ready.hard_state, self.ready.append, self.ready.snapshot)
-            for fresh, rows in self.staged:
-                if fresh:
-                    transaction.discard_staged()
-                transaction.stage(rows)
-            if self.ready.snapshot is not None:
-                transaction.install_staged()
-                self.table.reload(transaction)
-            for entry in self.ready.committed:
-                outcomes = self.table.apply(transaction, entry.index, entry.term, entry.kind, entry.payload)
-                self.outcomes += outcomes
-            if self.compacted is not None:
-                journal.compact(transaction, self.compacted)
-            if self.ready.committed:
-                self.table.save(transaction)
-            transaction.commit()
-        except BaseException:
-            transaction.abort()
-            raise
-        for follower in self.wanted:
-            place = self.table.applied_index, self.table.applied_term
-            self.readers.append((follower, self.store.snapshot(), *place))
-
-
 class Replica:
     """See the module's docstring. Every input takes the time at which it happened."""
 
@@ -192,24 +125,26 @@ class Replica:
     ) -> None:
         self.config = config
         self.store = store
+        self.node: Node | None = None
+        """None while this node belongs to no cluster."""
+        self.peers = Peers()
+        self.clock = ClusterClock()
         self._randrange = randrange
         self._new_id = new_id
         self._now = now
-        self.node: Node | None = None
-        self.peers: dict[str, Peer] = {}
-        self._outbox: list[tuple[str, Envelope]] = []
+        self._outbox = Outbox(self.peers, self.clock, now)
         self._events: list[Event] = []
         retry_ms = 2 * config.timing.heartbeat_ms
         self._relay = Relay(retry_ms)
         self._reads = Reads(randrange(1 << 48), retry_ms)
-        self._remote_reads: dict[int, tuple[str, int]] = {}
-        """Leader: our context of a read -> (who asked, under which context)."""
-        self._next_remote_read = randrange(1 << 48)
+        self._askers = Askers(randrange(1 << 48))
         self._freshness = Freshness(config.max_staleness_ms)
-        self._operations = Operations(randrange(1 << 48))
+        self._operations = Operations(config.name, self.peers, self._outbox, randrange(1 << 48))
         self._proposals: dict[tuple[int, int], RawGroup] = {}
+        """Leader: groups to be proposed, by origin and first number."""
         self._enrolments: dict[bytes, None] = {}
-        self._senders: dict[ServerId, SnapshotSender] = {}
+        """Leader: nonces of the registrations to be proposed."""
+        self._transfers = Transfers(self._outbox, lambda: randrange(1 << 62) + 1)
         self._receiver = SnapshotReceiver()
         self._installing: tuple[ServerId, int] = (NOBODY, 0)
         """Whom to tell, under which transfer, once the arrived snapshot is installed."""
@@ -224,7 +159,7 @@ class Replica:
         self._leaderless_since_ms = now.boot_ms
         self._introduced_ms = 0
         self._next_cleanup_ms = now.boot_ms + config.cleanup_interval_ms
-        self._load(now)
+        self._load()
 
     # --- what others may know -------------------------------------------------------------------------
 
@@ -246,7 +181,8 @@ class Replica:
         """The name of the node that leads; empty while none is known."""
         if self.node is None or self.node.leader == NOBODY:
             return ""
-        return self._name_of(self.node.leader)
+        member = self.node.configuration.by_id(self.node.leader)
+        return member.name if member is not None else self.peers.name_of(self.node.leader)
 
     @property
     def configuration(self) -> Configuration:
@@ -293,17 +229,20 @@ class Replica:
         soon = self._now.boot_ms + pace_ms
         return min(soon, self.node.next_deadline_ms) if self.node is not None else soon
 
+    def _observe(self, now: Now) -> None:
+        self._now = self._outbox.now = now
+
     def tick(self, now: Now) -> None:
-        self._now = now
+        self._observe(now)
         if self.node is not None:
             self.node.tick(now.boot_ms)
+            self._transfers.nudge(self.node, self.peers.is_up, self.config.timing)
             self._notice_changes()
             self._send_again()
             self._renew_freshness()
         if self.is_leader:
             self._change_membership()
             self._prune()
-            self._nudge_snapshots()
         self._found_by_settings()
         self._advance_founding()
         self._give_up_founding()
@@ -311,21 +250,22 @@ class Replica:
 
     def peer_up(self, name: str, incarnation: ServerId, address: str, now: Now) -> None:
         """A connection to that node is (again) complete; what was sent before may be lost."""
-        self._now = now
-        peer = self.peers.setdefault(name, Peer(address))
+        self._observe(now)
+        self.peers.meet(name, address)
+        peer = self.peers[name]
         if peer.id not in (NOBODY, incarnation):
             self._server_lost(peer.id)
             peer.introduction = None
         peer.id, peer.address, peer.up = incarnation, address, True
         if self.node is not None:
             self.node.server_back(incarnation, now.boot_ms)
-        self._send(name, self.introduction())
+        self._outbox.send(name, self.introduction())
         if self.leader == name:
             self._send_again(at_once=True)
 
     def peer_down(self, name: str, now: Now) -> None:
         """Its connection closed and could not be made again at once."""
-        self._now = now
+        self._observe(now)
         peer = self.peers.get(name)
         if peer is not None:
             peer.up = False
@@ -333,7 +273,7 @@ class Replica:
 
     def receive(self, peer_name: str, envelope: Envelope, now: Now) -> None:
         """A message from the node that answers under that name."""
-        self._now = now
+        self._observe(now)
         if envelope.receiver not in (NOBODY, self.id):
             return
         message = envelope.message
@@ -342,7 +282,8 @@ class Replica:
             return
         if not self._is_of_our_cluster(envelope):
             return
-        self._note_wall_clock(peer_name, envelope.wall_ms)
+        if peer_name in self.peers:
+            self.peers[peer_name].wall_skew_ms = envelope.wall_ms - now.wall_ms
         handler = _HANDLERS.get(type(message), Replica._on_raft)
         handler(self, peer_name, envelope, message)
         self._notice_changes()
@@ -351,12 +292,12 @@ class Replica:
 
     def found(self, addresses: dict[str, str], patience_ms: int, now: Now) -> int:
         """Founds a cluster of these nodes (ours among them or not); ends with OperationDone."""
-        self._now = now
+        self._observe(now)
         context = self._operations.new_context()
         names = tuple(sorted({self.config.name, *addresses}))
         for name, address in addresses.items():
             if name != self.config.name:
-                self.peers.setdefault(name, Peer(address))
+                self.peers.meet(name, address)
         self._events.append(PeersChanged())
         if self._attempt is None:
             self._attempt = Attempt(names, now.boot_ms + patience_ms)
@@ -366,14 +307,14 @@ class Replica:
 
     def enrol(self, nonce: bytes, now: Now) -> None:
         """Registers an origin; ends with Registered, when that is applied here."""
-        self._now = now
+        self._observe(now)
         self._relay.enrol(nonce, now.boot_ms)
         self._pass_on([], [nonce])
 
     def submit(self, group: RawGroup, now: Now) -> None:
         """Takes a group of an origin and keeps at it until its outcome is applied here: Results, or
         UnknownOrigin."""
-        self._now = now
+        self._observe(now)
         self._relay.add(group, now.boot_ms)
         self._pass_on([group], [])
 
@@ -386,7 +327,7 @@ class Replica:
 
     def read(self, now: Now) -> int:
         """Begins a linearizable read; ends with ReadReady under the context returned."""
-        self._now = now
+        self._observe(now)
         context = self._reads.start(now.boot_ms)
         self._ask(context)
         return context
@@ -396,7 +337,7 @@ class Replica:
 
     def operate(self, verb: str, argument: str, now: Now) -> int:
         """`promote` (this node) or `failover` (the node named); ends with OperationDone."""
-        self._now = now
+        self._observe(now)
         context = self._operations.start(verb, argument)
         self._advance_operations()
         return context
@@ -410,23 +351,23 @@ class Replica:
 
     def work(self, now: Now) -> Work | None:
         """The next group commit, or None when there is nothing to do just now."""
-        self._now = now
+        self._observe(now)
         node = self.node
         if node is None:
             return None
         self._propose()
         while node.has_ready():
             ready = node.ready()
-            self._take_ready(ready)
+            self._take_ready(node, ready)
             staged = self._take_chunks(ready.chunks)
             compacted = self._compact()
             if ready.number or ready.committed or staged or compacted or ready.snapshots_wanted:
-                return Work(self.store, self.table, ready, staged, compacted, ready.snapshots_wanted)
+                return Work(self.store, self.table, ready, staged, compacted)
         return None
 
     def finish(self, work: Work, now: Now) -> None:
         """That work was performed."""
-        self._now = now
+        self._observe(now)
         node = self.node
         assert node is not None
         ready = work.ready
@@ -438,44 +379,47 @@ class Replica:
             self._on_installed(ready.snapshot)
         self.clock.at_least(self.table.stamp_ms)
         self._deliver(work.outcomes)
-        self._start_senders(work)
+        self._begin_transfers(node, work)
         self._finish_reads()
         self._notice_changes()
         self._advance_operations()
 
     def take_outbox(self) -> list[tuple[str, Envelope]]:
         """Messages to send, in order, each with the name of its receiver."""
-        outbox, self._outbox = self._outbox, []
-        return outbox
+        return self._outbox.take()
 
     def take_events(self) -> list[Event]:
         if self.configuration is not self._dialled:
             self._dialled = self.configuration
             self._events.append(PeersChanged())
-        events, self._events = self._events, []
+        events, self._events = [*self._events, *self._operations.take_done()], []
         return events
 
     def stop(self) -> None:
         """Lets go of what is open in the store."""
-        self._close_senders()
+        self._transfers.end_all()
 
     # --- beginnings -------------------------------------------------------------------------------------
 
-    def _load(self, now: Now) -> None:
+    def _load(self) -> None:
         transaction = self.store.begin()
         identity = journal.load_identity(transaction)
         if identity is None:
             identity = self._mint(transaction)
-        self.identity = identity
+        self._be(identity)
         state = journal.load(transaction)
         transaction.discard_staged()
         self.table = Table(transaction)
         transaction.commit()
-        self.clock = ClusterClock(self.table.stamp_ms)
+        self.clock.at_least(self.table.stamp_ms)
         if state is not None:
             self._start_node(state.hard_state, Log(state.mark, state.entries))
         elif identity.cluster_id:
             self._start_node(HardState(), Log(founding.EMPTY_MARK, []))
+
+    def _be(self, identity: Identity) -> None:
+        self.identity = identity
+        self._outbox.sender, self._outbox.cluster_id = identity.incarnation, identity.cluster_id
 
     def _mint(self, transaction: Transaction) -> Identity:
         """Another server, of no cluster yet."""
@@ -501,7 +445,7 @@ class Replica:
 
     def _become_member(self, cluster_id: str, configuration: Configuration | None) -> None:
         """Adopts a founding, or (without one) a cluster whose leader sends us its log."""
-        self.identity = Identity(self.id, self.config.name, cluster_id)
+        self._be(Identity(self.id, self.config.name, cluster_id))
         transaction = self.store.begin()
         journal.save_identity(transaction, self.identity)
         entries = []
@@ -527,10 +471,9 @@ class Replica:
             self._on_founding_reply(peer_name, message)
 
     def _on_introduction(self, peer_name: str, sender: ServerId, message: Introduction) -> None:
-        known = self.peers.get(peer_name)
-        if known is None:
-            known = self.peers[peer_name] = Peer(message.address, sender)
+        if self.peers.meet(peer_name, message.address):
             self._events.append(PeersChanged())
+        known = self.peers[peer_name]
         if known.id == NOBODY:
             known.id = sender
         if known.id == sender:
@@ -541,28 +484,18 @@ class Replica:
             self._become_member(configuration.cluster_id, configuration)
         adopted = self.cluster_id == configuration.cluster_id
         reason = "" if adopted else f"{self.config.name} belongs to cluster {self.cluster_id or 'none'}"
-        self._send(peer_name, FoundingReply(configuration.cluster_id, adopted, reason))
+        self._outbox.send(peer_name, FoundingReply(configuration.cluster_id, adopted, reason))
 
     def _on_founding_reply(self, peer_name: str, message: FoundingReply) -> None:
-        attempt = self._attempt
-        if attempt is None or attempt.configuration is None:
-            return
-        if attempt.configuration.cluster_id == message.cluster_id and message.adopted:
-            attempt.adopted.add(peer_name)
+        if self._attempt is not None:
+            self._attempt.note_reply(peer_name, message)
             self._advance_founding()
-
-    def _candidates(self) -> dict[str, Candidate]:
-        return {
-            name: Candidate(peer.id, peer.introduction)
-            for name, peer in self.peers.items()
-            if peer.up and peer.introduction is not None
-        }
 
     def _found_by_settings(self) -> None:
         if self.node is not None or self._attempt is not None:
             return
         own = self.introduction()
-        if founding.founder_of(own, self._candidates()) == own.name:
+        if founding.founder_of(own, self.peers.introduced()) == own.name:
             patience_ms = GIVE_UP_ELECTIONS * self.config.timing.election_timeout_ms
             self._attempt = Attempt(own.replica_nodes, self._now.boot_ms + patience_ms)
 
@@ -580,7 +513,7 @@ class Replica:
             self._press_founding(attempt)
 
     def _hand_out_founding(self, attempt: Attempt) -> None:
-        own, candidates = self.introduction(), self._candidates()
+        own, candidates = self.introduction(), self.peers.introduced()
         hindrance = founding.obstacle(own, attempt.names, candidates)
         missing = founding.silent(own, attempt.names, candidates)
         if hindrance:
@@ -601,9 +534,9 @@ class Replica:
         assert attempt.configuration is not None
         for name in attempt.names:
             if name not in attempt.adopted:
-                self._send(name, Founding(attempt.configuration))
+                self._outbox.send(name, Founding(attempt.configuration))
         node = self.node
-        if node is not None and 2 * len(attempt.adopted) > len(attempt.names) and node.leader == NOBODY:
+        if node is not None and attempt.is_adopted_by_most and node.leader == NOBODY:
             node.campaign(self._now.boot_ms)
             self._notice_changes()
 
@@ -623,7 +556,7 @@ class Replica:
             return
         transaction = self.store.begin()
         journal.reset(transaction)
-        self.identity = self._mint(transaction)
+        self._be(self._mint(transaction))
         self.table.reload(transaction)
         transaction.commit()
         self.node = None
@@ -636,7 +569,7 @@ class Replica:
         self._introduced_ms = self._now.boot_ms
         for name, peer in self.peers.items():
             if peer.up:
-                self._send(name, self.introduction())
+                self._outbox.send(name, self.introduction())
 
     def _introduce_now_and_then(self) -> None:
         """Introductions may get lost like everything else; while anything is unsettled they matter."""
@@ -705,8 +638,8 @@ class Replica:
         self._leading_term = 0
         self._proposals.clear()
         self._enrolments.clear()
-        self._remote_reads.clear()
-        self._close_senders()
+        self._askers.clear()
+        self._transfers.end_all()
 
     def _last_stamp_ms(self, node: Node) -> int:
         """The greatest stamp in the log, applied or not."""
@@ -722,14 +655,10 @@ class Replica:
         assert node is not None
         if not self._may_change_configuration(node):
             return
-        present = {
-            name: membership.Presence(peer.id, peer.address, self._may_join(peer.introduction))
-            for name, peer in self.peers.items()
-            if peer.up and peer.introduction is not None
-        }
+        present = self.peers.present(self.cluster_id)
         change = membership.next_change(node.configuration, present, self._has_caught_up)
         if change is not None:
-            self._change_configuration(change)
+            node.change_configuration(change, self._now.boot_ms)
 
     def _may_change_configuration(self, node: Node) -> bool:
         settled = node.log.configuration_index() <= node.commit
@@ -741,17 +670,6 @@ class Replica:
         if progress is None or not progress.active or progress.state is not State.REPLICATE:
             return False
         return progress.match + CAUGHT_UP_ENTRIES >= self.node.log.last_index
-
-    def _may_join(self, introduction: Introduction) -> bool:
-        return introduction.empty or introduction.cluster_id == self.cluster_id
-
-    def _change_configuration(self, change: Configuration) -> int:
-        """The index of the change, or 0 when it cannot be made now."""
-        assert self.node is not None
-        try:
-            return self.node.change_configuration(change, self._now.boot_ms)
-        except (ChangeRefused, NotLeader):
-            return 0
 
     def _prune(self) -> None:
         """An idle leader appends empty batches while something is due."""
@@ -781,9 +699,9 @@ class Replica:
             self._enrolments.update(dict.fromkeys(nonces))
         elif leader := self.leader:
             for message in _forwards(groups):
-                self._send(leader, message)
+                self._outbox.send(leader, message)
             for nonce in nonces:
-                self._send(leader, Enrol(nonce))
+                self._outbox.send(leader, Enrol(nonce))
 
     def _send_again(self, at_once: bool = False) -> None:
         groups, nonces = self._relay.to_send_again(self._now.boot_ms, at_once)
@@ -833,7 +751,7 @@ class Replica:
         if self.is_leader:
             self._request_read("", context)
         elif leader := self.leader:
-            self._send(leader, ReadRequest(context))
+            self._outbox.send(leader, ReadRequest(context))
 
     def _on_read_request(self, peer_name: str, envelope: Envelope, message: ReadRequest) -> None:
         if self.is_leader:
@@ -841,9 +759,7 @@ class Replica:
 
     def _request_read(self, asker: str, context: int) -> None:
         assert self.node is not None
-        self._next_remote_read += 1
-        self._remote_reads[self._next_remote_read] = (asker, context)
-        self.node.request_read(self._next_remote_read, self._now.boot_ms)
+        self.node.request_read(self._askers.add(asker, context), self._now.boot_ms)
 
     def _on_read_reply(self, peer_name: str, envelope: Envelope, message: ReadReply) -> None:
         self._reads.answered(message.context, message.index)
@@ -864,17 +780,17 @@ class Replica:
 
     # --- snapshots --------------------------------------------------------------------------------------
 
-    def _take_ready(self, ready: Ready) -> None:
+    def _take_ready(self, node: Node, ready: Ready) -> None:
         for message in ready.messages:
-            self._post(message)
+            self._outbox.post(message)
         for read in ready.reads:
-            asker, asked = self._remote_reads.pop(read.context, ("", 0))
+            asker, context = self._askers.pop(read.context) or ("", 0)
             if asker:
-                self._send(asker, ReadReply(asked, read.read_index))
-            elif asked:
-                self._reads.answered(asked, read.read_index)
+                self._outbox.send(asker, ReadReply(context, read.read_index))
+            else:
+                self._reads.answered(context, read.read_index)
         for reply in ready.chunk_replies:
-            self._on_snapshot_reply(reply)
+            self._transfers.replied(node, reply)
         if ready.reads:
             self._finish_reads()
 
@@ -896,71 +812,19 @@ class Replica:
     def _answer_chunk(self, sender: ServerId, transfer: int, index: int, installed: bool = False) -> None:
         assert self.node is not None
         wanted = self._receiver.wanted_of(transfer)
-        self._post(SnapshotReply(self.id, sender, self.node.term, transfer, index, wanted, installed))
+        self._outbox.post(SnapshotReply(self.id, sender, self.node.term, transfer, index, wanted, installed))
 
     def _on_installed(self, mark: SnapshotMark) -> None:
         sender, transfer = self._installing
         self._receiver.reset()
         self._answer_chunk(sender, transfer, mark.index, installed=True)
 
-    def _start_senders(self, work: Work) -> None:
-        node = self.node
-        assert node is not None
-        for follower, reader, index, term in work.readers:
-            if not node.is_leader or node.configuration.by_id(follower) is None:
+    def _begin_transfers(self, node: Node, work: Work) -> None:
+        for follower, reader, index in work.readers:
+            if node.is_leader and node.configuration.by_id(follower) is not None:
+                self._transfers.begin(node, follower, node.log.mark_at(index), reader)
+            else:
                 reader.close()
-                continue
-            mark = node.log.mark_at(index)
-            assert mark.term == term
-            transfer = self._randrange(1 << 62) + 1
-            sender = SnapshotSender(
-                self.id, follower, node.term, mark, transfer, reader, self._now.boot_ms
-            )
-            if former := self._senders.pop(follower, None):
-                former.close()
-            self._senders[follower] = sender
-            self._post_chunks(sender)
-
-    def _post_chunks(self, sender: SnapshotSender) -> None:
-        for chunk in sender.chunks():
-            self._post(chunk)
-
-    def _on_snapshot_reply(self, reply: SnapshotReply) -> None:
-        sender = self._senders.get(reply.sender)
-        if sender is None or sender.transfer != reply.transfer or self.node is None:
-            return
-        if reply.installed:
-            self._end_transfer(sender)
-            self.node.snapshot_installed(reply.sender, reply.index, self._now.boot_ms)
-        elif sender.starts_over(reply.wanted):
-            self._end_transfer(sender)
-            self.node.snapshot_failed(reply.sender, self._now.boot_ms)
-        else:
-            sender.acknowledged(reply.wanted, self._now.boot_ms)
-            self._post_chunks(sender)
-
-    def _nudge_snapshots(self) -> None:
-        """Sends lost parts again; ends transfers to those who are gone."""
-        assert self.node is not None
-        timing = self.config.timing
-        for follower, sender in list(self._senders.items()):
-            quiet_ms = self._now.boot_ms - sender.last_heard_ms
-            if self.node.configuration.by_id(follower) is None:
-                self._end_transfer(sender)
-            elif not self._is_up(follower) and quiet_ms >= timing.election_timeout_ms:
-                self._end_transfer(sender)
-                self.node.snapshot_failed(follower, self._now.boot_ms)
-            elif quiet_ms >= 2 * timing.heartbeat_ms:
-                sender.send_again(self._now.boot_ms)
-                self._post_chunks(sender)
-
-    def _end_transfer(self, sender: SnapshotSender) -> None:
-        sender.close()
-        self._senders.pop(sender.receiver, None)
-
-    def _close_senders(self) -> None:
-        for sender in list(self._senders.values()):
-            self._end_transfer(sender)
 
     def _compact(self) -> SnapshotMark | None:
         """Lets go of old entries once there are enough of them; what a present follower or a transfer still
@@ -972,10 +836,9 @@ class Replica:
             return None
         upto = node.applied
         if node.log.bytes <= 4 * keep:
-            needed = [sender.mark.index for sender in self._senders.values()]
+            upto = min(upto, self._transfers.oldest_index() or upto)
             if node.is_leader:
-                needed += [each.match for each in node.progress.values() if each.active]
-            upto = min([upto, *needed])
+                upto = min(upto, *(each.match for each in node.progress.values() if each.active), upto)
         upto = min(upto, node.log.index_leaving(keep // 2))
         if upto <= node.log.mark.index:
             return None
@@ -985,121 +848,24 @@ class Replica:
     # --- operations -------------------------------------------------------------------------------------
 
     def _on_operation_request(self, peer_name: str, envelope: Envelope, message: OperationRequest) -> None:
-        self._perform(Route(peer_name, message.context), message.verb, message.argument)
+        if self.node is not None and self.is_leader:
+            route = Route(peer_name, message.context)
+            self._operations.perform(self.node, route, message.verb, message.argument)
 
     def _on_operation_reply(self, peer_name: str, envelope: Envelope, message: OperationReply) -> None:
-        if self._operations.replied(message.context):
-            self._events.append(OperationDone(message.context, message.outcome, message.text))
+        self._operations.replied(message)
 
     def _advance_operations(self) -> None:
         """Asks whoever leads for what has not been asked yet; ends what has come true."""
-        if self._operations.idle or self.node is None or not self.leader:
+        node, leader = self.node, self.leader
+        if self._operations.idle or node is None or not leader:
             return
-        for context, verb, argument in self._operations.to_ask((self.leader, self.node.term)):
-            if self.is_leader:
-                self._perform(Route("", context), verb, argument or self.config.name)
+        for context, verb, argument in self._operations.to_ask((leader, node.term)):
+            if node.is_leader:
+                self._operations.perform(node, Route("", context), verb, argument)
             else:
-                self._send(self.leader, OperationRequest(context, verb, argument or self.config.name))
-        for route, text in self._operations.settled(self.leader, self.node):
-            self._reply(route, "done", text)
-        for route, text in self._operations.failed(self.node):
-            self._reply(route, "refused", text)
-
-    def _reply(self, route: Route, outcome: str, text: str) -> None:
-        if route.asker:
-            self._send(route.asker, OperationReply(route.context, outcome, text))
-        elif self._operations.replied(route.context):
-            self._events.append(OperationDone(route.context, outcome, text))
-
-    def _perform(self, route: Route, verb: str, name: str) -> None:
-        """Leader: does what an operator asked for, or says why not."""
-        node = self.node
-        if node is None or not node.is_leader:
-            return
-        member = node.configuration.by_name(name)
-        if member is None:
-            known = ", ".join(member.name for member in node.configuration.members)
-            self._reply(route, "unknown", known)
-        elif verb == "promote":
-            self._promote(route, node, name, member.id, member.voter)
-        elif member.id == self.id:
-            self._step_aside(route, node)
-        else:
-            self._take_vote(route, node, name)
-
-    def _promote(self, route: Route, node: Node, name: str, server: ServerId, voter: bool) -> None:
-        if server == self.id:
-            self._reply(route, "done", f"{name} is primary")
-        elif not voter:
-            self._reply(route, "refused", f"{name} does not vote (yet): it has to catch up first")
-        elif not self._is_up(server):
-            self._reply(route, "refused", f"{name} does not answer")
-        else:
-            node.transfer(server, self._now.boot_ms)
-            self._operations.transferring(route, name, self.config.name)
-
-    def _step_aside(self, route: Route, node: Node) -> None:
-        successor = node.best_successor()
-        if successor == NOBODY:
-            self._reply(route, "refused", "no other member that votes answers, so nobody could take over")
-        else:
-            node.transfer(successor, self._now.boot_ms)
-            self._operations.transferring(route, self._name_of(successor), self.config.name)
-
-    def _take_vote(self, route: Route, node: Node, name: str) -> None:
-        member = node.configuration.by_name(name)
-        assert member is not None
-        if self._is_up(member.id):
-            self._reply(route, "nothing", f"{name} answers: there is nothing to do")
-        elif not member.voter:
-            self._reply(route, "nothing", f"{name} does not answer, and has no vote to take away")
-        elif not self._would_be_majority(node, member.id):
-            text = f"without {name} too few of the remaining members answer to be a majority"
-            self._reply(route, "refused", text)
-        else:
-            change = node.configuration.with_member(membership.without_vote(member))
-            index = self._change_configuration(change) if self._may_change_configuration(node) else 0
-            if index:
-                self._operations.changing(route, index, node.term, f"{name} does not vote until it is back")
-            else:
-                self._reply(route, "refused", "another membership change is under way: try again")
-
-    def _would_be_majority(self, node: Node, without: ServerId) -> bool:
-        remaining = node.configuration.voters - {without}
-        answering = [voter for voter in remaining if voter == self.id or self._is_up(voter)]
-        return 2 * len(answering) > len(remaining)
-
-    # --- sending ----------------------------------------------------------------------------------------
-
-    def _post(self, message: RaftMessage) -> None:
-        name = self._name_of(message.receiver)
-        if name:
-            self._outbox.append((name, self._envelope(message.receiver, message)))
-
-    def _send(self, name: str, message: Message) -> None:
-        peer = self.peers.get(name)
-        receiver = peer.id if peer is not None else NOBODY
-        self._outbox.append((name, self._envelope(receiver, message)))
-
-    def _envelope(self, receiver: ServerId, message: Any) -> Envelope:
-        now = self._now
-        return Envelope(
-            self.cluster_id, self.id, receiver, now.wall_ms, self.clock.read_ms(now.boot_ms), message
-        )
-
-    def _name_of(self, server: ServerId) -> str:
-        member = self.configuration.by_id(server)
-        if member is not None:
-            return member.name
-        return next((name for name, peer in self.peers.items() if peer.id == server), "")
-
-    def _is_up(self, server: ServerId) -> bool:
-        return any(peer.up and peer.id == server for peer in self.peers.values())
-
-    def _note_wall_clock(self, peer_name: str, wall_ms: int) -> None:
-        peer = self.peers.get(peer_name)
-        if peer is not None:
-            peer.wall_skew_ms = wall_ms - self._now.wall_ms
+                self._outbox.send(leader, OperationRequest(context, verb, argument))
+        self._operations.settle(leader, node)
 
 
 def _forwards(groups: list[RawGroup]) -> list[Forward]:
@@ -1134,7 +900,6 @@ _HANDLERS: dict[type, Callable[..., None]] = {
 }
 
 __all__ = [
-    "NEVER",
     "Event",
     "LeaderChanged",
     "Now",

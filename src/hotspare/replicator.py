@@ -35,7 +35,6 @@ from hotspare.table import (
     FULL,
     IF_ABSENT,
     IF_PRESENT,
-    INVALID,
     KEEP_EXPIRY_MS,
     TAKEN,
     TOO_LARGE,
@@ -300,13 +299,13 @@ class AsyncSessionReplicator:
         id, data, *ttl_ms = item
         return self._put(id, data, ttl_ms[0] if ttl_ms else None, UNCONDITIONAL)
 
-    def _put(
-        self, id: str, data: Mapping[str, Any], ttl_ms: int | timedelta | None, condition: int
-    ) -> Put:
+    def _put(self, id: str, data: Mapping[str, Any], ttl_ms: int | timedelta | None, condition: int) -> Put:
         if ttl_ms is None:
             ttl_ms = self.settings.default_ttl_ms
             if ttl_ms is None:
-                raise InvalidSession("ttl_ms", "none was given, and the setting default_ttl_ms has none either")
+                raise InvalidSession(
+                    "ttl_ms", "none was given, and the setting default_ttl_ms has none either"
+                )
         return self._encoded_put(id, data, check_ttl_ms(ttl_ms), condition)
 
     def _encoded_put(self, id: str, data: Mapping[str, Any], ttl_ms: int, condition: int) -> Put:

@@ -1,7 +1,7 @@
 """What a client and its home node say to each other, after the handshake.
 
-A client is an origin of its own: it registers, numbers its commands and sends each until it is answered, through
-this home node or the next one. Everything else is a call with one answer.
+A client is an origin of its own: it registers, numbers its commands and sends each until it is answered,
+through this home node or the next one. Everything else is a call with one answer.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A node in the world: sockets, timers and a store around the pure `Replica`.
 
-Everything runs on one event loop. Inputs (frames, connections, requests, time) go into the replica at once; what
-follows from all inputs of one turn of the loop is done together by `_pump`: one group commit, one write per peer.
+Everything runs on one event loop. Inputs (frames, connections, requests, time) go into the replica at once;
+what follows from all inputs of one turn of the loop is done together by `_pump`: one group commit, one write
+per peer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from secrets import token_hex
 from typing import Any, Protocol
 
@@ -51,7 +53,6 @@ from hotspare.table import Command, RawGroup, Registered, Results, UnknownOrigin
 logger = logging.getLogger("hotspare.cluster")
 
 INCARNATION_BYTES = 16
-FLUSH_POLL_MS = 5
 MAX_RECORDS = 10_000
 """In one answer to `records`."""
 
@@ -81,6 +82,8 @@ class ClusterNode:
         self._enrolling: dict[bytes, Home] = {}
         self._contexts: dict[int, asyncio.Future[Any]] = {}
         """Reads and operations under way."""
+        self._watchers: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        """Those who wait for something to become true of this node."""
         self._writer = Writer(
             settings.batch_size, settings.batch_timeout_ms, settings.max_clock_skew_ms, self._schedule
         )
@@ -138,10 +141,8 @@ class ClusterNode:
 
     async def _settle_writes(self) -> None:
         timeout_ms = self.settings.replication_rpc_timeout_ms
-        try:
+        with suppress(TimeoutError):  # close() tells their callers
             await asyncio.wait_for(self._writer.wait_until_answered(), timeout_ms / 1000)
-        except TimeoutError:
-            pass  # close() tells their callers
 
     async def _hand_over(self) -> None:
         replica = self.replica
@@ -260,8 +261,7 @@ class ClusterNode:
             async with asyncio.timeout(timeout_ms / 1000):
                 await self._writer.wait_until_answered()
                 target = self.replica.node.log.last_index if self.replica.node is not None else 0
-                while self.replica.pending_commands or self._lagging(target):
-                    await asyncio.sleep(FLUSH_POLL_MS / 1000)
+                await self._until(lambda: not (self.replica.pending_commands or self._lagging(target)))
         except TimeoutError:
             raise Unavailable("not everything was replicated in time") from None
 
@@ -286,8 +286,7 @@ class ClusterNode:
         context = self.replica.found(addresses, timeout_ms, clocks.now())
         self._schedule()
         outcome = await self._wait_for_operation("start_cluster", "", context, timeout_ms + 1000)
-        while clocks.boot_ms() > self._fresh_until_ms:
-            await asyncio.sleep(FLUSH_POLL_MS / 1000)
+        await self._until(lambda: self.is_fresh)
         return outcome
 
     async def _call_promote(self, timeout_ms: int) -> str:
@@ -315,6 +314,21 @@ class ClusterNode:
             raise Refused(verb, done.text)
         text: str = done.text
         return text
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Returns at the end of the first turn after which the condition holds."""
+        if not condition():
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._watchers.append((condition, future))
+            await future
+
+    def _notify_watchers(self) -> None:
+        for watcher in list(self._watchers):
+            condition, future = watcher
+            if future.done() or condition():
+                self._watchers.remove(watcher)
+                if not future.done():
+                    future.set_result(None)
 
     async def _wait(self, context: int, timeout_ms: int, complaint: str) -> Any:
         future = self._contexts[context] = self._loop.create_future()
@@ -422,6 +436,8 @@ class ClusterNode:
         events = replica.take_events()
         if events:
             self._dispatch(events)
+        if self._watchers:
+            self._notify_watchers()
         self._arm_timer()
 
     def _fresh_until(self, replica: Replica) -> int:

@@ -16,7 +16,6 @@ from hotspare.cluster.writer import Writer, size_of
 from hotspare.engine import Read
 from hotspare.errors import (
     ConfigError,
-    HotspareError,
     NotReady,
     ProtocolError,
     Refused,

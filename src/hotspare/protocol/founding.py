@@ -11,20 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TypeAlias
 
-from hotspare.protocol.messages import Introduction
-from hotspare.raft.messages import Configuration, Entry, EntryKind, HardState, Member, ServerId, SnapshotMark
+from hotspare.protocol.messages import FoundingReply, Introduction
+from hotspare.raft.messages import (
+    NOBODY,
+    Configuration,
+    Entry,
+    EntryKind,
+    HardState,
+    Member,
+    ServerId,
+    SnapshotMark,
+)
 
 FOUNDING_TERM = 1
 EMPTY_MARK = SnapshotMark(0, 0, Configuration("", ()))
 
 
-class Candidate(NamedTuple):
-    """A node that introduced itself."""
-
-    id: ServerId
-    introduction: Introduction
+Introduced: TypeAlias = Mapping[str, tuple[ServerId, Introduction]]
+"""Who answers, by name, and what they said of themselves."""
 
 
 @dataclass(slots=True)
@@ -40,37 +46,43 @@ class Attempt:
     """Set once it is handed out."""
     adopted: set[str] = field(default_factory=set)
 
+    @property
+    def is_adopted_by_most(self) -> bool:
+        return 2 * len(self.adopted) > len(self.names)
 
-def founder_of(own: Introduction, candidates: Mapping[str, Candidate]) -> str:
+    def note_reply(self, name: str, reply: FoundingReply) -> None:
+        is_ours = self.configuration is not None and self.configuration.cluster_id == reply.cluster_id
+        if is_ours and reply.adopted:
+            self.adopted.add(name)
+
+
+def founder_of(own: Introduction, candidates: Introduced) -> str:
     """Who founds by settings alone: the lowest name, once all answer, all are empty and all list the same
     nodes. Empty string while that is not so."""
     names = own.replica_nodes
     if not names or not own.empty:
         return ""
     for name in names:
-        candidate = candidates.get(name)
         if name == own.name:
             continue
-        if candidate is None or not candidate.introduction.empty:
-            return ""
-        if candidate.introduction.replica_nodes != names:
+        _, said = candidates.get(name, (NOBODY, None))
+        if said is None or not said.empty or said.replica_nodes != names:
             return ""
     return names[0]
 
 
-def obstacle(own: Introduction, names: tuple[str, ...], candidates: Mapping[str, Candidate]) -> str:
+def obstacle(own: Introduction, names: tuple[str, ...], candidates: Introduced) -> str:
     """Why these nodes cannot be founded as one cluster at all; empty string if nothing speaks against it."""
     if not own.empty:
         return f"{own.name} already belongs to cluster {own.cluster_id}"
     for name in names:
-        candidate = candidates.get(name)
-        if candidate is not None and not candidate.introduction.empty:
-            cluster = candidate.introduction.cluster_id or "another one"
-            return f"{name} already belongs to cluster {cluster}"
+        _, said = candidates.get(name, (NOBODY, None))
+        if said is not None and not said.empty:
+            return f"{name} already belongs to cluster {said.cluster_id or 'unknown'}"
     return ""
 
 
-def silent(own: Introduction, names: tuple[str, ...], candidates: Mapping[str, Candidate]) -> list[str]:
+def silent(own: Introduction, names: tuple[str, ...], candidates: Introduced) -> list[str]:
     """Those that have not answered yet."""
     return [name for name in names if name != own.name and name not in candidates]
 
@@ -80,7 +92,7 @@ def first_configuration(
     own_id: ServerId,
     own: Introduction,
     names: tuple[str, ...],
-    candidates: Mapping[str, Candidate],
+    candidates: Introduced,
 ) -> Configuration:
     """All of them as voters."""
     members = []
@@ -88,8 +100,8 @@ def first_configuration(
         if name == own.name:
             members.append(Member(name, own.address, own_id, True))
         else:
-            candidate = candidates[name]
-            members.append(Member(name, candidate.introduction.address, candidate.id, True))
+            id, said = candidates[name]
+            members.append(Member(name, said.address, id, True))
     return Configuration(cluster_id, tuple(members))
 
 

@@ -91,3 +91,23 @@ class Freshness:
         context = self._renewal[0]
         self._renewal = None
         return context
+
+
+class Askers:
+    """Leader: whose questions are being confirmed, under numbers of our own."""
+
+    def __init__(self, first_number: int) -> None:
+        self._next_number = first_number
+        self._asked: dict[int, tuple[str, int]] = {}
+
+    def add(self, asker: str, context: int) -> int:
+        """The number under which the consensus core confirms it; `asker` is empty for this node."""
+        self._next_number += 1
+        self._asked[self._next_number] = (asker, context)
+        return self._next_number
+
+    def pop(self, number: int) -> tuple[str, int] | None:
+        return self._asked.pop(number, None)
+
+    def clear(self) -> None:
+        self._asked.clear()

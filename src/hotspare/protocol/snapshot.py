@@ -8,12 +8,15 @@ become the copy all at once, with the last one.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
 from hotspare.errors import ProtocolError
-from hotspare.raft.messages import ServerId, SnapshotChunk, SnapshotMark
+from hotspare.protocol.outbox import Outbox
+from hotspare.raft.messages import ServerId, SnapshotChunk, SnapshotMark, SnapshotReply
+from hotspare.raft.node import Node, Timing
 from hotspare.store import Row, SnapshotReader
 
 CHUNK_BYTES = 256 * 1024
@@ -120,3 +123,67 @@ class SnapshotReceiver:
 
     def reset(self) -> None:
         self.transfer, self.wanted = 0, 0
+
+
+class Transfers:
+    """All snapshots that a leader is sending."""
+
+    def __init__(self, outbox: Outbox, random_transfer: Callable[[], int]) -> None:
+        self._outbox = outbox
+        self._random_transfer = random_transfer
+        self._senders: dict[ServerId, SnapshotSender] = {}
+
+    def oldest_index(self) -> int | None:
+        """Entries after this index are needed by a receiver once it has its snapshot."""
+        return min((sender.mark.index for sender in self._senders.values()), default=None)
+
+    def begin(self, node: Node, follower: ServerId, mark: SnapshotMark, reader: SnapshotReader) -> None:
+        self.end(follower)
+        now_ms = self._outbox.now.boot_ms
+        sender = SnapshotSender(node.id, follower, node.term, mark, self._random_transfer(), reader, now_ms)
+        self._senders[follower] = sender
+        self._post(sender)
+
+    def replied(self, node: Node, reply: SnapshotReply) -> None:
+        sender = self._senders.get(reply.sender)
+        if sender is None or sender.transfer != reply.transfer:
+            return
+        now_ms = self._outbox.now.boot_ms
+        if reply.installed:
+            self.end(reply.sender)
+            node.snapshot_installed(reply.sender, reply.index, now_ms)
+        elif sender.starts_over(reply.wanted):
+            self._fail(node, sender)
+        else:
+            sender.acknowledged(reply.wanted, now_ms)
+            self._post(sender)
+
+    def nudge(self, node: Node, is_up: Callable[[ServerId], bool], timing: Timing) -> None:
+        """Sends lost parts again; ends transfers to those who are gone."""
+        now_ms = self._outbox.now.boot_ms
+        for follower, sender in list(self._senders.items()):
+            quiet_ms = now_ms - sender.last_heard_ms
+            if node.configuration.by_id(follower) is None:
+                self.end(follower)
+            elif not is_up(follower) and quiet_ms >= timing.election_timeout_ms:
+                self._fail(node, sender)
+            elif is_up(follower) and quiet_ms >= 2 * timing.heartbeat_ms:
+                sender.send_again(now_ms)
+                self._post(sender)
+
+    def end(self, follower: ServerId) -> None:
+        sender = self._senders.pop(follower, None)
+        if sender is not None:
+            sender.close()
+
+    def end_all(self) -> None:
+        for follower in list(self._senders):
+            self.end(follower)
+
+    def _fail(self, node: Node, sender: SnapshotSender) -> None:
+        self.end(sender.receiver)
+        node.snapshot_failed(sender.receiver, self._outbox.now.boot_ms)
+
+    def _post(self, sender: SnapshotSender) -> None:
+        for chunk in sender.chunks():
+            self._outbox.post(chunk)

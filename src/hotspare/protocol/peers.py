@@ -1,0 +1,56 @@
+"""What a node knows about the others, whether they are members or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hotspare.protocol.membership import Presence
+from hotspare.protocol.messages import Introduction
+from hotspare.raft.messages import NOBODY, ServerId
+
+
+@dataclass(slots=True)
+class Peer:
+    """The node that answers under a name."""
+
+    address: str
+    id: ServerId = NOBODY
+    """The incarnation that answered last."""
+    up: bool = False
+    introduction: Introduction | None = None
+    """What that incarnation said of itself last."""
+    wall_skew_ms: int = 0
+    """Its clock minus ours, as of its last message (the way here counts as skew)."""
+
+
+class Peers(dict[str, Peer]):
+    """All of them, by name."""
+
+    def meet(self, name: str, address: str) -> bool:
+        """Whether this is somebody new."""
+        is_new = name not in self
+        if is_new:
+            self[name] = Peer(address)
+        return is_new
+
+    def name_of(self, server: ServerId) -> str:
+        """The name under which that incarnation answers; empty if none does."""
+        return next((name for name, peer in self.items() if peer.id == server), "")
+
+    def is_up(self, server: ServerId) -> bool:
+        return any(peer.up and peer.id == server for peer in self.values())
+
+    def introduced(self) -> dict[str, tuple[ServerId, Introduction]]:
+        """Those who are up and have said who they are."""
+        return {
+            name: (peer.id, peer.introduction)
+            for name, peer in self.items()
+            if peer.up and peer.introduction is not None
+        }
+
+    def present(self, cluster_id: str) -> dict[str, Presence]:
+        """Those who are up, and whether they could be servers of this cluster."""
+        return {
+            name: Presence(id, self[name].address, said.empty or said.cluster_id == cluster_id)
+            for name, (id, said) in self.introduced().items()
+        }
