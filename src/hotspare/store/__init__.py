@@ -73,7 +73,7 @@ class Transaction(Protocol):
     def expiry(self) -> ExpiryIndex: ...
 
     def stage(self, rows: Iterable[Row]) -> None:
-        """Adds rows to the staging area of an arriving snapshot. Any order will do."""
+        """Adds rows to the staging area of an arriving snapshot: each key once, in any order."""
 
     def discard_staged(self) -> None:
         """Empties the staging area."""

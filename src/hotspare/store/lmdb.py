@@ -195,6 +195,8 @@ class LmdbStore:
         """May be called twice. Whoever uses the store afterwards gets a StoreError."""
         if self._owner is not None:
             self._environment.close()
+            # By name, in case a child was forked this very moment and still holds the descriptor.
+            fcntl.flock(self._owner, fcntl.LOCK_UN)
             os.close(self._owner)
             self._owner = None
 

@@ -1,0 +1,448 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from hotspare.errors import ForkedProcess, StoreCorrupt, StoreError, StoreForeign, StoreFull, StoreInUse
+from hotspare.session import pack_record
+from hotspare.store import lmdb as lmdb_store
+from hotspare.store.lmdb import FORMAT, LmdbStore, current_boot_id, default_directory
+
+MAP_SIZE_BYTES = 1 << 24
+
+
+def opened(path: Path, *, durable: bool = False, boot_id: str = "this boot") -> LmdbStore:
+    return LmdbStore.open(path, durable=durable, map_size_bytes=MAP_SIZE_BYTES, boot_id=boot_id)
+
+
+def record(data: bytes = b"\x80") -> bytes:
+    return pack_record(1 << 16, 1_000, 0, 0, data)
+
+
+def fill(store: LmdbStore, *ids: bytes, data: bytes = b"\x80") -> None:
+    txn = store.begin()
+    for id in ids:
+        txn.sessions[id] = record(data)
+        txn.expiry.add(1_000, id)
+    txn.commit()
+
+
+def run(program: str, path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+OPEN_AND_FILL = """
+import sys
+from hotspare.store.lmdb import LmdbStore
+store = LmdbStore.open(sys.argv[1], durable=False, map_size_bytes=1 << 24, boot_id="this boot")
+txn = store.begin()
+txn.sessions[b"a"] = bytes(25)
+txn.expiry.add(0, b"a")
+txn.commit()
+"""
+
+
+# What survives
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_store_opened_again_holds_what_was_committed(tmp_path, durable):
+    store = opened(tmp_path, durable=durable)
+    fill(store, b"a", b"b")
+    txn = store.begin()
+    txn.node[b"identity"] = b"me"
+    txn.log[b"1"] = b"entry"
+    txn.commit()
+    store.begin().sessions[b"not committed"] = b"x"
+    store.close()
+
+    store = opened(tmp_path, durable=durable)
+    assert store.ids() == [b"a", b"b"]
+    txn = store.begin()
+    assert (txn.node.get(b"identity"), txn.log.get(b"1")) == (b"me", b"entry")
+    assert txn.expiry.due(1_000, 9) == [(1_000, b"a"), (1_000, b"b")]
+    txn.abort()
+    store.close()
+
+
+def test_an_installed_snapshot_is_still_there_after_reopening_and_a_staged_one_is_not(tmp_path):
+    store = opened(tmp_path)
+    fill(store, b"old")
+    txn = store.begin()
+    txn.stage([("sessions", b"installed", record())])
+    txn.install_staged()
+    txn.commit()
+    txn = store.begin()
+    txn.stage([("sessions", b"staged", record())])
+    txn.commit()
+    store.close()
+    store = opened(tmp_path)
+    assert store.ids() == [b"installed"]
+    txn = store.begin()
+    txn.install_staged()
+    assert list(txn.sessions.scan()) == []
+    txn.abort()
+    assert store.ids() == [b"installed"]
+    store.close()
+
+
+def test_a_killed_process_leaves_what_it_committed_and_no_lock(tmp_path):
+    program = OPEN_AND_FILL + "\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    assert run(program, tmp_path).returncode == -signal.SIGKILL
+    store = opened(tmp_path)
+    assert store.ids() == [b"a"]
+    fill(store, b"b")
+    store.close()
+
+
+def test_in_memory_mode_another_boot_finds_an_empty_store(tmp_path):
+    store = opened(tmp_path, boot_id="one boot")
+    fill(store, b"a")
+    store.close()
+    store = opened(tmp_path, boot_id="another boot")
+    assert store.ids() == []
+    fill(store, b"b")
+    store.close()
+    store = opened(tmp_path, boot_id="another boot")
+    assert store.ids() == [b"b"]
+    store.close()
+
+
+def test_in_disk_mode_another_boot_changes_nothing(tmp_path):
+    store = opened(tmp_path, durable=True, boot_id="one boot")
+    fill(store, b"a")
+    store.close()
+    store = opened(tmp_path, durable=True, boot_id="another boot")
+    assert store.ids() == [b"a"]
+    store.close()
+
+
+def test_the_boot_id_stays_the_same_while_the_host_runs():
+    assert current_boot_id() == current_boot_id() != ""
+
+
+def test_on_disk_every_commit_is_synced_and_in_memory_none(tmp_path):
+    for durable in (True, False):
+        store = opened(tmp_path / str(durable), durable=durable)
+        flags = store._environment.flags()
+        assert (flags["sync"], flags["metasync"], flags["writemap"]) == (durable, durable, False)
+        store.close()
+
+
+# Whose it is
+
+
+def test_only_its_user_may_enter_the_directory(tmp_path):
+    umask = os.umask(0)
+    try:
+        store = opened(tmp_path / "store")
+        fill(store, b"a")
+        assert stat.S_IMODE((tmp_path / "store").stat().st_mode) == 0o700
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "store").iterdir()}
+        assert set(modes.values()) == {0o600}
+        assert set(modes) == {"data.mdb", "lock.mdb", "hotspare.json", "owner.lock"}
+        store.close()
+    finally:
+        os.umask(umask)
+
+
+def test_a_store_in_use_is_refused_to_another_process(tmp_path):
+    store = opened(tmp_path)
+    found = run(OPEN_AND_FILL, tmp_path)
+    assert found.returncode == 1
+    assert "StoreInUse" in found.stderr
+    assert f"the process {os.getpid()} has it open" in found.stderr
+    store.close()
+    assert run(OPEN_AND_FILL, tmp_path).returncode == 0
+
+
+def test_a_store_in_use_is_refused_within_the_process_too(tmp_path):
+    store = opened(tmp_path)
+    with pytest.raises(StoreInUse):
+        opened(tmp_path)
+    fill(store, b"a")
+    store.close()
+    store.close()
+    with pytest.raises(StoreError):
+        store.get(b"a")
+    opened(tmp_path).close()
+
+
+def in_a_fork(action: Callable[[], None]) -> int:
+    """Runs it in a forked child; returns the child's id. Exit status 0: it raised nothing."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return child
+
+
+def test_a_forked_child_is_told_to_leave_the_store_alone(tmp_path):
+    store = opened(tmp_path)
+    fill(store, b"a")
+
+    def use() -> None:
+        uses: list[Callable[[], object]] = [store.begin, store.ids, store.snapshot, lambda: store.get(b"a")]
+        for each in uses:
+            with pytest.raises(ForkedProcess):
+                each()
+        store.close()
+
+    assert os.waitpid(in_a_fork(use), 0)[1] == 0
+    fill(store, b"b")
+    assert store.ids() == [b"a", b"b"]
+    store.close()
+
+
+def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path):
+    program = OPEN_AND_FILL + (
+        "import os, signal\n"
+        "if os.fork():\n"
+        "    sys.stdin.read(1)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "print('forked', flush=True)\n"
+        "sys.stdin.read(1)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"forked\n"
+        with pytest.raises(StoreInUse):
+            opened(tmp_path)
+        parent.kill()
+        assert parent.wait(timeout=60) == -signal.SIGKILL
+        store = opened(tmp_path)
+        assert store.ids() == [b"a"]
+        store.close()
+        # The child lives until here, where its input ends.
+        parent.stdin.close()
+
+
+def test_an_environment_of_another_program_is_refused_and_left_alone(tmp_path):
+    with lmdb.open(str(tmp_path)) as environment, environment.begin(write=True) as txn:
+        txn.put(b"theirs", b"x")
+    with pytest.raises(StoreForeign, match="hotspare did not write"):
+        opened(tmp_path)
+    with lmdb.open(str(tmp_path)) as environment, environment.begin() as txn:
+        assert txn.get(b"theirs") == b"x"
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_store_of_the_other_mode_is_refused(tmp_path, durable):
+    opened(tmp_path, durable=durable).close()
+    with pytest.raises(StoreForeign, match=r"written in \w+ mode"):
+        opened(tmp_path, durable=not durable)
+    opened(tmp_path, durable=durable).close()
+
+
+def test_a_store_of_a_newer_format_is_refused(tmp_path):
+    store = opened(tmp_path)
+    fill(store, b"a")
+    store.close()
+    marker = tmp_path / "hotspare.json"
+    ours = marker.read_text()
+    marker.write_text(json.dumps(json.loads(ours) | {"format": FORMAT + 1}))
+    with pytest.raises(StoreForeign, match=f"format {FORMAT + 1}"):
+        opened(tmp_path)
+    marker.write_text(ours)
+    store = opened(tmp_path)
+    assert store.ids() == [b"a"]
+    store.close()
+
+
+@pytest.mark.parametrize("place", ["a file in its way", "under a file"])
+def test_a_place_where_no_directory_can_be_is_refused(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="look at the directory"):
+        opened(tmp_path / "file" if "way" in place else tmp_path / "file" / "store")
+
+
+# Damage and lack of room
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}'])
+def test_a_damaged_marker_is_reported(tmp_path, content):
+    opened(tmp_path).close()
+    (tmp_path / "hotspare.json").write_text(content)
+    with pytest.raises(StoreCorrupt, match=r"hotspare\.json"):
+        opened(tmp_path)
+
+
+def test_a_data_file_that_is_no_environment_is_refused(tmp_path):
+    opened(tmp_path).close()
+    (tmp_path / "data.mdb").write_bytes(bytes(100_000))
+    with pytest.raises(StoreForeign):
+        opened(tmp_path)
+
+
+def test_a_data_file_that_was_cut_off_is_reported_as_corrupt(tmp_path):
+    store = opened(tmp_path)
+    fill(store, *(b"%04d" % number for number in range(2_000)), data=bytes(200))
+    store.close()
+    data = tmp_path / "data.mdb"
+    os.truncate(data, data.stat().st_size // 8)
+    # In a process of its own: without the precaution it would be killed by SIGBUS.
+    read_everything = (
+        OPEN_AND_FILL + "\nstore.records(b'', 3000), list(store.begin().expiry.due(1 << 60, 3000))"
+    )
+    found = run(read_everything, tmp_path)
+    assert found.returncode == 1
+    assert "StoreCorrupt" in found.stderr
+
+
+def test_a_full_store_says_so_and_stays_as_it_was(tmp_path):
+    store = opened(tmp_path)
+    fill(store, b"a")
+    txn = store.begin()
+    for number in range(20_000):
+        txn.sessions[b"%08d" % number] = record(bytes(1_000))
+    with pytest.raises(StoreFull, match="max_memory_bytes"):
+        txn.commit()
+    txn.abort()
+    assert store.ids() == [b"a"]
+    fill(store, b"b")
+    assert store.ids() == [b"a", b"b"]
+    store.close()
+
+
+def test_a_failed_write_to_the_file_leaves_the_store_as_it_was(tmp_path):
+    program = OPEN_AND_FILL + (
+        "import os, resource\n"
+        "from hotspare.errors import StoreError\n"
+        "size_bytes = os.stat(sys.argv[1] + '/data.mdb').st_size\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, size_bytes))\n"
+        "txn = store.begin()\n"
+        "for number in range(1_000):\n"
+        "    txn.sessions[b'%d' % number] = bytes(1_000)\n"
+        "try:\n"
+        "    txn.commit()\n"
+        "except StoreError:\n"
+        "    txn.abort()\n"
+        "    sys.exit(7 if store.ids() == [b'a'] else 1)\n"
+    )
+    found = run(program, tmp_path)
+    assert found.returncode == 7, found.stderr
+    store = opened(tmp_path)
+    assert store.ids() == [b"a"]
+    store.close()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_file_system_is_reported_as_such(tmp_path, monkeypatch, code):
+    store = opened(tmp_path)
+    full = OSError(code, os.strerror(code))
+    monkeypatch.setattr(lmdb_store, "_put", lambda *_: (_ for _ in ()).throw(full))
+    with pytest.raises(StoreFull, match="no room left"):
+        fill(store, b"a")
+    monkeypatch.undo()
+    fill(store, b"b")
+    assert store.ids() == [b"b"]
+    store.close()
+
+
+# Other processes
+
+
+def test_another_process_can_read_the_store_while_this_one_writes(tmp_path):
+    store = opened(tmp_path)
+    txn = store.begin()
+    txn.stage([("sessions", b"a", record())])
+    txn.install_staged()
+    txn.commit()
+    fill(store, b"b")
+    program = """
+import lmdb, sys
+environment = lmdb.open(sys.argv[1], readonly=True, max_dbs=16)
+store = environment.open_db(b"store", create=False)
+generations = {number: environment.open_db(b"sessions." + number, create=False) for number in (b"0", b"1")}
+with environment.begin() as txn:
+    print([key for key, _ in txn.cursor(generations[txn.get(b"generation", db=store)])])
+"""
+    found = run(program, tmp_path)
+    assert found.stdout.strip() == "[b'a', b'b']", found.stderr
+    store.close()
+
+
+def test_a_reader_that_died_in_mid_read_is_forgotten(tmp_path):
+    store = opened(tmp_path)
+    program = (
+        "import lmdb, os, signal, sys\n"
+        "transaction = lmdb.open(sys.argv[1], readonly=True).begin()\n"
+        "print(os.getpid(), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    reader = run(program, tmp_path).stdout.strip()
+    assert reader in store._environment.readers().split()
+    for _ in range(lmdb_store._READER_CHECK_TRANSACTIONS):
+        store.begin().commit()
+    assert reader not in store._environment.readers().split()
+    store.close()
+
+
+# The default place
+
+
+@pytest.fixture
+def temporary_place(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(lmdb_store, "_is_tmpfs", lambda _: False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return Path(tmp_path, f"hotspare-{os.getuid()}")
+
+
+def test_without_shared_memory_the_default_place_is_private_all_the_same(temporary_place):
+    assert default_directory("127.0.0.1:7401") == temporary_place / "127.0.0.1:7401"
+    assert stat.S_IMODE(temporary_place.stat().st_mode) == 0o700
+    assert default_directory("127.0.0.1:7402") == temporary_place / "127.0.0.1:7402"
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../other", "a/b", "/etc", ".hidden", "[::1]:7401", "nœud"])
+def test_no_name_of_a_node_leads_out_of_the_default_place(temporary_place, name):
+    directory = default_directory(name)
+    assert directory.parent == temporary_place
+    assert directory.resolve().parent == temporary_place.resolve()
+
+
+def test_different_nodes_have_different_default_places(temporary_place):
+    names = ["a.b", "a/b", "a%2Fb", ".a", "%2Ea", "a:b", "a_b"]
+    assert len({default_directory(name) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("trap", ["a link", "open to everybody", "a file"])
+def test_a_default_place_that_somebody_else_prepared_is_refused(temporary_place, trap):
+    if trap == "a link":
+        elsewhere = temporary_place.with_name("elsewhere")
+        elsewhere.mkdir()
+        temporary_place.symlink_to(elsewhere)
+    elif trap == "a file":
+        temporary_place.touch()
+    else:
+        temporary_place.mkdir()
+        temporary_place.chmod(0o777)
+    with pytest.raises(StoreError, match="belongs to this user"):
+        default_directory("127.0.0.1:7401")
+
+
+def test_a_default_place_of_another_user_is_refused(temporary_place, monkeypatch):
+    default_directory("127.0.0.1:7401")
+    real = os.getuid()
+    temporary_place.rename(temporary_place.with_name(f"hotspare-{real + 1}"))
+    monkeypatch.setattr(os, "getuid", lambda: real + 1)
+    with pytest.raises(StoreError, match="belongs to this user"):
+        default_directory("127.0.0.1:7401")
