@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from hotspare import errors
 from hotspare.blocking import SessionReplicator
 from hotspare.replicator import AsyncSessionReplicator
@@ -11,3 +13,6 @@ from hotspare.settings import Settings
 __version__ = "0.1.0"
 
 __all__ = ["AsyncSessionReplicator", "Session", "SessionReplicator", "Settings", "__version__", "errors"]
+
+# A library is silent unless its user wants to hear it.
+logging.getLogger("hotspare").addHandler(logging.NullHandler())

@@ -1,6 +1,7 @@
 """The port between the public verbs and whatever keeps the sessions.
 
-`AsyncSessionReplicator` checks and encodes what callers bring; an engine stores records and knows nothing of values.
+`AsyncSessionReplicator` checks and encodes what callers bring; an engine stores records and knows nothing of
+values.
 """
 
 from __future__ import annotations

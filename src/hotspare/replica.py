@@ -4,9 +4,9 @@ The shell around it (`cluster/node.py`, and the simulator in its place) brings m
 performs the group commits it asks for, and takes messages and events away. There is nothing else to a node's
 behaviour, so what is simulated is what runs.
 
-The cycle: any number of inputs; then `work()` until it returns None, performing each piece of work and handing it
-back with `finish()` in the same order (in memory at once, on a disk by another thread); then `take_outbox()` and
-`take_events()`.
+The cycle: any number of inputs; then `work()` until it returns None, performing each piece of work and
+handing it back with `finish()` in the same order (in memory at once, on a disk by another thread); then
+`take_outbox()` and `take_events()`.
 """
 
 from __future__ import annotations

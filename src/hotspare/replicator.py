@@ -102,7 +102,8 @@ class AsyncSessionReplicator:
     async def start_cluster(self, replica_nodes: Iterable[str] = ()) -> None:
         """Founds a cluster of this node and those ("host:port" each), all of which must be empty.
 
-        Returns when it has a primary. Raises Refused if a node belongs to a cluster already or does not answer.
+        Returns when it has a primary. Raises Refused if a node belongs to a cluster already or does not
+        answer.
         """
         nodes = msgspec.structs.replace(self.settings, replica_nodes=tuple(replica_nodes)).replica_nodes
         await self.engine.call("found", self._timeout_ms, nodes=list(nodes))

@@ -495,9 +495,9 @@ class _Sessions:
             id, data, ttl_ms = command.id, command.data, command.ttl_ms
             if command.deadline_ms < stamp_ms:
                 done(EXPIRED)
-            elif not (data and 0 < len(id) <= MAX_ID_BYTES and ttl_ms <= MAX_TTL_MS):
-                done(INVALID)
-            elif ttl_ms <= 0 and not (ttl_ms == KEEP_EXPIRY_MS and command.condition > 0):
+            elif not (data and 0 < len(id) <= MAX_ID_BYTES and ttl_ms <= MAX_TTL_MS) or (
+                ttl_ms <= 0 and not (ttl_ms == KEEP_EXPIRY_MS and command.condition > 0)
+            ):
                 done(INVALID)
             elif full:
                 done(FULL)

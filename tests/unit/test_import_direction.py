@@ -18,7 +18,7 @@ import hotspare
 ROOT = Path(hotspare.__file__).parent
 
 DECIDING = "errors session store raft table protocol"
-EVERYTHING_BELOW = f"{DECIDING} settings store.plain store.lmdb store.journal replica cluster redis"
+EVERYTHING_BELOW = f"{DECIDING} settings store.plain store.lmdb store.journal replica engine cluster redis"
 
 # `store` is the port alone; its adapters are parts of their own.
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -30,13 +30,14 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "store": "errors",
         "raft": "errors",
         "table": "errors session store",
-        "protocol": "errors session store raft table",
         "store.plain": "errors store",
         "store.lmdb": "errors store",
         "store.journal": "errors store raft",
+        "protocol": "errors session store store.journal raft table",
         "replica": f"{DECIDING} store.journal",
-        "cluster": f"{DECIDING} settings store.plain store.lmdb store.journal replica",
-        "redis": "errors settings session",
+        "engine": "errors table",
+        "cluster": f"{DECIDING} settings store.plain store.lmdb store.journal replica engine",
+        "redis": "errors settings session table engine",
         "replicator": EVERYTHING_BELOW,
         "blocking": f"{EVERYTHING_BELOW} replicator",
         "metrics": f"{EVERYTHING_BELOW} replicator blocking",

@@ -8,7 +8,14 @@ import hotspare
 
 
 def test_the_package_offers_these_names_and_no_others():
-    assert sorted(hotspare.__all__) == ["Settings", "__version__", "errors"]
+    assert sorted(hotspare.__all__) == [
+        "AsyncSessionReplicator",
+        "Session",
+        "SessionReplicator",
+        "Settings",
+        "__version__",
+        "errors",
+    ]
     assert all(hasattr(hotspare, name) for name in hotspare.__all__)
 
 

@@ -1,7 +1,7 @@
 """A client of a cluster: writes as an origin of its own, reads by asking its home node.
 
-Any node will do as home. When it is lost the next address takes its place: calls that were under way are asked
-again (they are all safe to repeat), and groups of writes are sent again under their numbers.
+Any node will do as home. When it is lost the next address takes its place: calls that were under way are
+asked again where that is safe, and groups of writes are sent again under their numbers.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Transport:
         on_client: Callable[[Accepted], Handler],
         loopback_only: bool = True,
     ) -> None:
-        self._listen = listen
+        self._listen = self._address = listen
         self._hello = hello
         self._admit = admit
         self._on_frames = on_frames
@@ -131,6 +131,7 @@ class Transport:
             self._close_servers()
             raise self._cannot_listen(exc) from exc
         self._servers.append(server)
+        self._address = Address(self._listen.host, server.sockets[0].getsockname()[1])
         return None
 
     def _require_loopback(self, hosts: list[str]) -> None:
@@ -161,10 +162,8 @@ class Transport:
 
     @property
     def address(self) -> Address:
-        """Where it listens: the real port when 0 was asked for."""
-        if not self._servers:
-            return self._listen
-        return Address(self._listen.host, self._servers[0].sockets[0].getsockname()[1])
+        """Where it listens, or did: with the real port, once it started, when 0 was asked for."""
+        return self._address
 
     async def stop(self) -> None:
         """Stops listening, says why, and closes everything in bounded time. No peer is called down for it."""

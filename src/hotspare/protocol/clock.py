@@ -1,11 +1,11 @@
 """Cluster time: one clock for all copies, which no broken machine clock can take far astray.
 
-Whether a session has expired is decided by stamps that the leader writes into the log, so the leader's idea of
-the time rules. It must never go back (a session that was expired would be alive again), and a new leader whose
-own clock is a day ahead must not log everybody out. So a new leader starts from the greatest of the last stamp
-in its log, the lower median of the voters' clocks and the highest estimate among its votes, and from there on
-follows its monotonic clock alone. Everybody else takes the last value heard from the leader and adds the time
-that has passed since on its own monotonic clock.
+Whether a session has expired is decided by stamps that the leader writes into the log, so the leader's
+idea of the time rules. It must never go back (a session that was expired would be alive again), and a new
+leader whose own clock is a day ahead must not log everybody out. So a new leader starts from the greatest
+of the last stamp in its log, the lower median of the voters' clocks and the highest estimate among its
+votes, and from there on follows its monotonic clock alone. Everybody else takes the last value heard from
+the leader and adds the time that has passed since on its own monotonic clock.
 """
 
 from __future__ import annotations

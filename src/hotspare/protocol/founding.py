@@ -3,8 +3,8 @@
 The founder mints the cluster's id and hands every node the same first configuration, which names the
 incarnations that will vote. A node adopts one founding only, so two founders who compete for the same nodes
 cannot both get a majority. A node left over from a founding that came to nothing gives it up by becoming
-another server, and only while it holds nothing else: the name in that founding then stands for a server that no
-longer exists, so nothing it promised can be broken.
+another server, and only while it holds nothing else: the name in that founding then stands for a server
+that no longer exists, so nothing it promised can be broken.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     wall_ms: int
     """The sender's own clock."""
     cluster_ms: int
-    """Cluster time: from the leader of `term` the clock itself, from others their estimate; 0 when unknown."""
+    """Cluster time: the leader's is the clock itself, the others' their estimate; 0 when unknown."""
     message: Message
 
 

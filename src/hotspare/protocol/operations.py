@@ -1,8 +1,8 @@
 """An operator's words (`promote`, `failover`) on their way to the leader, and until they have come true.
 
 The node that was asked keeps the question until it is answered, and asks again when the leader changes: both
-operations may be performed twice without harm. The leader keeps what it has begun until it can be seen to have
-happened: a transfer when somebody else leads, a membership change when it is committed.
+operations may be performed twice without harm. The leader keeps what it has begun until it can be seen to
+have happened: a transfer when somebody else leads, a membership change when it is committed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Linearizable reads from any copy, and how fresh a copy is.
 
 A read asks the leader up to which index everything was committed when it asked (ReadIndex: the dissertation,
-6.4), waits until that is applied here, and reads here. The same question, asked now and then by the copy itself,
-tells how fresh it is: once the answer is applied, the copy holds everything that was committed when the question
-left. So a copy that was cut off, paused or just started knows that it does not know.
+6.4), waits until that is applied here, and reads here. The same question, asked now and then by the copy
+itself, tells how fresh it is: once the answer is applied, the copy holds everything that was committed
+when the question left. So a copy that was cut off, paused or just started knows that it does not know.
 """
 
 from __future__ import annotations

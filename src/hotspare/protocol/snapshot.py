@@ -1,8 +1,8 @@
 """A whole copy for a server that the log no longer reaches, sent in parts while writes go on.
 
 The sender reads a consistent view and keeps a few unacknowledged parts; the receiver takes them strictly in
-order and says which one it wants next, so lost, repeated and late parts do no harm. Parts are staged aside and
-become the copy all at once, with the last one.
+order and says which one it wants next, so lost, repeated and late parts do no harm. Parts are staged
+aside and become the copy all at once, with the last one.
 """
 
 from __future__ import annotations
