@@ -365,7 +365,7 @@ class Accepted(Connection):
 
     def _never_opened(self, cause: BaseException) -> None:
         if isinstance(cause, ProtocolError):
-            self._owner._complain(self, str(cause))
+            self._owner._complain(self, f"{cause.problem}; expected {cause.expected}")
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
