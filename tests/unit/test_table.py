@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from hotspare.session import (
     verify_record,
 )
 from hotspare.store import Store
+from hotspare.store.lmdb import LmdbStore
 from hotspare.store.plain import PlainStore
 from hotspare.table import (
     ABSENT,
@@ -64,9 +66,13 @@ from tests.unit.table_helpers import NEVER_MS, START_MS, Copy, Driver, group, pu
 NOOP, CONFIGURATION = 0, 1
 
 
-@pytest.fixture
-def store() -> Iterator[Store]:
-    store = PlainStore(undo=True)
+@pytest.fixture(params=["plain", "lmdb"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    store: Store
+    if request.param == "plain":
+        store = PlainStore(undo=True)
+    else:
+        store = LmdbStore.open(tmp_path, durable=False, map_size_bytes=1 << 24)
     yield store
     store.close()
 
@@ -802,8 +808,40 @@ class Untouchable:
         raise AssertionError(f"{key!r} was written")
 
 
+class TestCopies:
+    """What a copy becomes follows from the log alone, wherever it began to apply it."""
+
+    def test_one_that_began_with_a_snapshot_goes_on_like_the_one_it_came_from(self, driver: Driver) -> None:
+        due = [put(b"%04d" % number, ttl_ms=20 + number % 3) for number in range(2 * PRUNE_PER_BATCH)]
+        driver.run(*due, put(b"x", condition=IF_ABSENT))
+        driver.batch(group(driver.origin, driver.next_number, seen=driver.next_number - 3))
+        newcomer = Copy(PlainStore())
+        newcomer.install(driver.rows())
+        driver.wait(22)
+        resent = group(
+            driver.origin, driver.next_number - 2, due[-1], put(b"x", condition=IF_ABSENT), delete(b"x")
+        )
+        for groups in ([], [resent], [resent, group(driver.origin, 1, *due)], [], []):
+            index = driver.next_index
+            payload = encode_batch(driver.stamp_ms, False, groups)
+            assert driver.append(BATCH, payload) == newcomer.apply(index, BATCH, payload)
+            assert driver.rows() == newcomer.rows()
+        assert newcomer.table.digest == driver.table.digest
+        assert newcomer.table.totals == recount([])
+
+    def test_on_another_store_it_is_equal_to_the_byte(self, driver: Driver) -> None:
+        other = Driver(PlainStore())
+        for each in (driver, other):
+            each.run(put(b"x", {"a": 1}), put(b"y", ttl_ms=5), patch(b"x", {"b": 2}), put(b"z"))
+            each.wait(5)
+            each.run(touch(b"x"), rotate(b"x", b"w"), delete(b"z"), delete(b"z"))
+            each.batch(group(each.origin, 9, put(b"v"), seen=4))
+        assert driver.rows() == other.rows()
+        assert driver.table.digest == other.table.digest
+
+
 class TestDigest:
-    def test_it_does_not_depend_on_the_way_to_the_same_sessions_only_on_them(self, driver: Driver) -> None:
+    def test_kept_as_it_goes_it_is_the_one_that_counting_anew_gives(self, driver: Driver) -> None:
         driver.run(
             put(b"x", {"a": 1}), put(b"y", {"b": 2}), delete(b"y"), put(b"y", {"c": 3}), touch(b"x", 9_000)
         )
