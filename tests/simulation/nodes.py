@@ -1,0 +1,395 @@
+"""A node in the simulated world: what `cluster/node.py` is in the real one, around the same `Replica`.
+
+A process is a `Replica` over a store, fed with frames, connections and time. The process may die, with its store
+or without; it may be paused, and finds its inputs in the kernel's buffers afterwards; and its storage may be
+slow, so that inputs come while a group commit is under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hotspare.protocol import messages
+from hotspare.raft.messages import NOBODY
+from hotspare.raft.node import Node
+from hotspare.store import journal
+from hotspare.replica import LeaderChanged, Now, OperationDone, ReadReady, Replica, ReplicaConfig, Work
+from hotspare.session import record_expires_at_ms
+from hotspare.store.plain import PlainStore, PlainTransaction
+from hotspare.table import RawGroup, Registered, Results, UnknownOrigin
+from tests.simulation.clocks import NodeClock
+from tests.simulation.scheduler import Timer
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+
+class Home(Protocol):
+    """Whose origin's outcomes come to this node: a client."""
+
+    def flush(self) -> None: ...
+
+    def registered(self, nonce: bytes, origin: int) -> None: ...
+
+    def answered(self, origin: int, first: int, results: list[int]) -> None: ...
+
+    def unknown(self, origin: int) -> None: ...
+
+
+class ProcessDied(BaseException):
+    """In the middle of a transaction."""
+
+
+class CrashingStore(PlainStore):
+    """A store that outlives its process, which may die just before a commit."""
+
+    def __init__(self) -> None:
+        super().__init__(undo=True)
+        self.is_doomed = False
+        self._doomed: _DoomedTransaction | None = None
+
+    def begin(self) -> PlainTransaction:
+        transaction = super().begin()
+        if self.is_doomed:
+            self._doomed = transaction = _DoomedTransaction(self)
+        return transaction
+
+    def process_died(self) -> None:
+        """What was not committed is lost."""
+        if self._doomed is not None and self._in_transaction:
+            self._doomed.abort()
+        self._doomed = None
+        self.is_doomed = False
+
+
+class _DoomedTransaction(PlainTransaction):
+    def commit(self) -> None:
+        raise ProcessDied
+
+
+@dataclass(slots=True)
+class Storage:
+    """How long group commits take. In order; one at a time is under way."""
+
+    random: Random
+    slow: float = 0.0
+    """How often one takes long."""
+    slow_ms: tuple[int, int] = (1, 60)
+
+    def delay_ms(self) -> int:
+        return self.random.randint(*self.slow_ms) if self.random.random() < self.slow else 0
+
+
+class SimulatedNode:
+    def __init__(self, world: World, name: str, clock: NodeClock, storage: Storage) -> None:
+        self.name = name
+        self.clock = clock
+        self.storage = storage
+        self.store = CrashingStore()
+        self.replica: Replica | None = None
+        self._last_raft: Node | None = None
+        self.life = 0
+        """Counts the processes that have run here."""
+        self.is_paused = False
+        self.local_clients: list[Home] = []
+        self._world = world
+        self._scheduler = world.scheduler
+        self._random = world.scheduler.stream(f"node {name}")
+        self._inbox: list[Callable[[], None]] = []
+        self._work: Work | None = None
+        self._is_performed = False
+        self._turn_timer: Timer | None = None
+        self._tick_timer: Timer | None = None
+        self._tick_boot_ms = 0
+        self._reset_shell()
+
+    def _reset_shell(self) -> None:
+        self._homes: dict[int, Home] = {}
+        self._enrolling: dict[bytes, Home] = {}
+        self._waiting: dict[int, Callable[[Any], None]] = {}
+        """Reads and operations under way, by context."""
+        self.fresh_until_ms = -1
+
+    # --- life -----------------------------------------------------------------------------------------
+
+    @property
+    def is_up(self) -> bool:
+        return self.replica is not None
+
+    @property
+    def incarnation(self) -> str:
+        """Who would answer a handshake."""
+        return self.replica.id if self.replica is not None and not self.is_paused else NOBODY
+
+    @property
+    def raft(self) -> Node | None:
+        """Of the process; of a dead one, as it was when it died."""
+        return self.replica.node if self.replica is not None else self._last_raft
+
+    @property
+    def stored_identity(self) -> str:
+        """Which server's state is here, running or not."""
+        identity = journal.load_identity(PlainTransaction(self.store))
+        return identity.incarnation if identity is not None else NOBODY
+
+    @property
+    def now(self) -> Now:
+        now_ms = self._scheduler.now_ms
+        return Now(self.clock.boot_ms(now_ms), self.clock.wall_ms(now_ms))
+
+    def start(self) -> None:
+        if self.replica is not None:
+            return
+        self.life += 1
+        self._world.trace(self.name, "starts")
+        self.replica = Replica(
+            ReplicaConfig(name=self.name, address=self.name, **self._world.replica_options),
+            self.store,
+            self._random.randrange,
+            self._world.new_id,
+            self.now,
+        )
+        self._world.network.process_started(self.name)
+        self._schedule_turn()
+
+    def crash(self, *, keep_state: bool) -> None:
+        """Ends the process. What it had not committed is lost; without `keep_state`, everything is."""
+        replica = self.replica
+        if replica is None:
+            return
+        self._world.trace(self.name, "dies" if keep_state else "dies and loses its state")
+        self.store.process_died()
+        if self._work is not None and not self._is_performed and self._random.random() < 0.5:
+            self._work.perform()
+        replica.stop()
+        self._last_raft = replica.node
+        self.replica = self._work = None
+        self.is_paused = False
+        self._inbox.clear()
+        self._reset_shell()
+        for timer in (self._turn_timer, self._tick_timer):
+            if timer is not None:
+                timer.cancel()
+        self._turn_timer = self._tick_timer = None
+        if not keep_state:
+            self.store = CrashingStore()
+            self._last_raft = None
+        self._world.process_died(self, replica.id)
+
+    def crash_at_next_commit(self) -> None:
+        self.store.is_doomed = True
+
+    def pause(self) -> None:
+        if self.replica is not None and not self.is_paused:
+            self._world.trace(self.name, "is paused")
+            self.is_paused = True
+
+    def resume(self) -> None:
+        if self.is_paused:
+            self._world.trace(self.name, "goes on")
+            self.is_paused = False
+            inbox, self._inbox = self._inbox, []
+            for action in inbox:
+                self.run(action)
+            self._tick_if_due()
+            self._schedule_turn()
+
+    # --- inputs ---------------------------------------------------------------------------------------
+
+    def run(self, action: Callable[[], None]) -> None:
+        """Something happens in the process: now, or when its pause is over, or never when it is dead."""
+        if self.replica is None:
+            return
+        if self.is_paused:
+            self._inbox.append(action)
+            return
+        try:
+            action()
+        except ProcessDied:
+            self._die_and_restart()
+        self._schedule_turn()
+
+    def receive(self, sender: str, frame: bytes) -> None:
+        self.run(lambda: self._replica.receive(sender, messages.decode(frame), self.now))
+
+    def peer_up(self, peer: str, incarnation: str) -> None:
+        self.run(lambda: self._replica.peer_up(peer, incarnation, peer, self.now))
+
+    def peer_down(self, peer: str) -> None:
+        self.run(lambda: self._replica.peer_down(peer, self.now))
+
+    def admits(self, name: str, incarnation: str, cluster_id: str) -> bool:
+        """The handshake's rules: one process under a name at a time, and never two clusters."""
+        replica = self._replica
+        if cluster_id and replica.cluster_id and cluster_id != replica.cluster_id:
+            return False
+        peer = replica.peers.get(name)
+        return peer is None or not peer.up or peer.id in (NOBODY, incarnation)
+
+    @property
+    def _replica(self) -> Replica:
+        assert self.replica is not None
+        return self.replica
+
+    # --- for clients ----------------------------------------------------------------------------------
+
+    def enrol(self, nonce: bytes, home: Home) -> None:
+        self._enrolling[nonce] = home
+        self._replica.enrol(nonce, self.now)
+
+    def submit(self, group: RawGroup, home: Home) -> None:
+        self._homes[group.origin] = home
+        self._replica.submit(group, self.now)
+
+    def leave(self, home: Home) -> None:
+        for origin in [origin for origin, each in self._homes.items() if each is home]:
+            del self._homes[origin]
+            self._replica.forget_origin(origin)
+        for nonce in [nonce for nonce, each in self._enrolling.items() if each is home]:
+            del self._enrolling[nonce]
+            self._replica.forget_enrolment(nonce)
+
+    def cluster_ms(self) -> int:
+        return self._replica.cluster_ms(self.now)
+
+    @property
+    def is_fresh(self) -> bool:
+        return self.now.boot_ms <= self.fresh_until_ms
+
+    def record(self, id: bytes) -> bytes | None:
+        """The record of a live session in this copy."""
+        record = self.store.get(id)
+        if record is None or record_expires_at_ms(record) <= self.cluster_ms():
+            return None
+        return record
+
+    def read_primary(self, done: Callable[[Any], None]) -> int:
+        context = self._replica.read(self.now)
+        self._waiting[context] = done
+        return context
+
+    def forget_read(self, context: int) -> None:
+        if self._waiting.pop(context, None) is not None:
+            self._replica.forget_read(context)
+
+    def found(self, names: list[str], patience_ms: int) -> None:
+        self._world.trace(self.name, f"is told to found a cluster of {', '.join(names)}")
+        context = self._replica.found({name: name for name in names}, patience_ms, self.now)
+        self._waiting[context] = lambda done: self._world.trace(self.name, f"founding: {done.text}")
+
+    def operate(self, verb: str, argument: str) -> None:
+        self._world.trace(self.name, f"is told: {verb} {argument}")
+        context = self._replica.operate(verb, argument, self.now)
+        self._waiting[context] = lambda done: self._world.trace(
+            self.name, f"{verb} {argument}: {done.outcome}, {done.text}"
+        )
+
+    # --- what follows from the inputs of one moment ---------------------------------------------------
+
+    def _schedule_turn(self) -> None:
+        if self._turn_timer is None and self.replica is not None:
+            self._turn_timer = self._scheduler.after(0, self._turn)
+
+    def _turn(self) -> None:
+        self._turn_timer = None
+        if self.replica is None or self.is_paused:
+            return
+        for client in self.local_clients:
+            client.flush()
+        try:
+            self._commit_groups()
+        except ProcessDied:
+            self._die_and_restart()
+            return
+        self._send_out()
+        self._note_freshness()
+        self._world.after_step(self)
+        self._dispatch()
+        self._arm_tick()
+
+    def _commit_groups(self) -> None:
+        while self._work is None and (work := self._replica.work(self.now)) is not None:
+            self._send_out()
+            self._work, self._is_performed = work, False
+            delay_ms = self.storage.delay_ms()
+            if delay_ms:
+                self._scheduler.after(delay_ms, lambda work=work: self._when_current(work, self._write))
+            else:
+                work.perform()
+                self._finish(work)
+
+    def _when_current(self, work: Work, action: Callable[[Work], None]) -> None:
+        """Storage reports back, unless the process is another one by now."""
+        if self._work is work:
+            self.run(lambda: action(work))
+
+    def _write(self, work: Work) -> None:
+        work.perform()
+        self._is_performed = True
+        delay_ms = self._random.randint(0, 5)
+        self._scheduler.after(delay_ms, lambda: self._when_current(work, self._finish))
+
+    def _finish(self, work: Work) -> None:
+        self._work = None
+        self._replica.finish(work, self.now)
+        # Before the log is compacted: what was committed must be seen.
+        self._world.after_step(self)
+
+    def _die_and_restart(self) -> None:
+        self._work = None
+        self.crash(keep_state=True)
+        self._world.restart_soon(self)
+
+    def _send_out(self) -> None:
+        for receiver, envelope in self._replica.take_outbox():
+            self._world.sent(envelope)
+            self._world.network.send(self.name, receiver, messages.encode(envelope))
+
+    def _note_freshness(self) -> None:
+        fresh_as_of_ms = self._replica.fresh_as_of_ms
+        max_staleness_ms = self._replica.config.max_staleness_ms
+        self.fresh_until_ms = fresh_as_of_ms + max_staleness_ms if fresh_as_of_ms >= 0 else -1
+
+    def _dispatch(self) -> None:
+        for event in self._replica.take_events():
+            if isinstance(event, Results):
+                if home := self._homes.get(event.origin):
+                    home.answered(event.origin, event.first, event.results)
+            elif isinstance(event, UnknownOrigin):
+                if home := self._homes.pop(event.origin, None):
+                    home.unknown(event.origin)
+            elif isinstance(event, Registered):
+                if home := self._enrolling.pop(event.nonce, None):
+                    home.registered(event.nonce, event.origin)
+            elif isinstance(event, ReadReady | OperationDone):
+                if done := self._waiting.pop(event.context, None):
+                    done(event)
+            elif isinstance(event, LeaderChanged):
+                self._world.trace(self.name, f"follows {event.leader or 'nobody'} in term {event.term}")
+
+    # --- time -----------------------------------------------------------------------------------------
+
+    def _arm_tick(self) -> None:
+        due_ms = self._replica.next_deadline_ms()
+        if self._tick_timer is not None:
+            if self._tick_boot_ms <= due_ms:
+                return
+            self._tick_timer.cancel()
+        self._tick_boot_ms = due_ms
+        at_ms = max(self.clock.when(due_ms), self._scheduler.now_ms + 1)
+        self._tick_timer = self._scheduler.at(at_ms, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._tick_timer = None
+        if not self.is_paused:
+            self._tick()
+
+    def _tick_if_due(self) -> None:
+        if self._tick_timer is None:
+            self._tick()
+
+    def _tick(self) -> None:
+        self.run(lambda: self._replica.tick(self.now))

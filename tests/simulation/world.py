@@ -1,0 +1,483 @@
+"""One simulated run: a cluster, its clients, its faults, and the judgement at the end.
+
+A run has four parts. Nodes start and a cluster is founded; then clients work while faults strike; then the faults
+stop, and within bounded time there must be a primary, every node must be a voter again and up to date, and
+every write must have its answer; at last every session is read on every node, the copies are compared row by
+row, and the history is judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from random import Random
+from typing import Any
+
+import hotspare.protocol.origin
+import hotspare.protocol.snapshot
+import hotspare.raft.node
+import hotspare.raft.progress
+import hotspare.replica
+import hotspare.table
+from hotspare.protocol.messages import Envelope
+from hotspare.raft.messages import Configuration
+from hotspare.raft.node import Timing
+from hotspare.session import record_expires_at_ms
+from hotspare.store import Row
+from tests.simulation import linearizability
+from tests.simulation.checkers import RaftInvariants, ReadInvariants, Violation
+from tests.simulation.clients import Client, LocalClient, RemoteClient, Workload
+from tests.simulation.clocks import EPOCH_MS, NodeClock
+from tests.simulation.faults import PRIMARY, Fault, draw_plan
+from tests.simulation.history import Operation, Verb, Verdict
+from tests.simulation.network import Conditions, Network
+from tests.simulation.nodes import SimulatedNode, Storage
+from tests.simulation.scheduler import Scheduler, Trace
+
+MAX_STALENESS_MS = 1000
+RECOVERY_MS = 40_000
+"""After the faults have stopped: many election timeouts, and founding anew if it has to be."""
+PROBE_MS = 5_000
+POLL_MS = 50
+
+
+@dataclass(slots=True)
+class Scenario:
+    """Everything about a run that is drawn beforehand. Directed scenarios change some of it."""
+
+    nodes: int
+    chaos_ms: int
+    conditions: Conditions
+    start_ms: list[int]
+    """When each node is started."""
+    by_settings: bool
+    """The founding: everyone has `replica_nodes`; otherwise operators found the cluster."""
+    founders: list[tuple[int, int]]
+    """(when, which node)."""
+    workload: Workload
+    remote_clients: list[int]
+    local_clients: list[int]
+    """The homes of the clients, as positions."""
+    untrusted: frozenset[int]
+    """Whose clocks may go wrong: always fewer than half."""
+    limits: dict[tuple[Any, str], int]
+    replica_options: dict[str, Any]
+    faults: list[Fault] = field(default_factory=list)
+
+    @staticmethod
+    def draw(random: Random) -> Scenario:
+        nodes = random.choice([1, 2, 3, 3, 3, 3, 3, 4, 5])
+        chaos_ms = random.choice([2000, 4000, 6000])
+        late = random.random() < 0.3
+        by_settings = random.random() < 0.3
+        founders = [(random.randrange(100), random.randrange(nodes))]
+        if random.random() < 0.3:
+            founders.append((random.randrange(200), random.randrange(nodes)))
+        names = tuple(f"n{number + 1}" for number in range(nodes))
+        scenario = Scenario(
+            nodes=nodes,
+            chaos_ms=chaos_ms,
+            conditions=Conditions.draw(random),
+            start_ms=[random.randrange(1500 if late else 30) for _ in names],
+            by_settings=by_settings,
+            founders=[] if by_settings else founders,
+            workload=Workload(random),
+            remote_clients=[random.randrange(nodes) for _ in range(random.choice([0, 1, 2]))],
+            local_clients=[random.randrange(nodes) for _ in range(random.choice([1, 2]))],
+            untrusted=frozenset(random.sample(range(nodes), (nodes - 1) // 2)),
+            limits=_draw_limits(random),
+            replica_options={
+                "replica_nodes": names if by_settings else (),
+                "timing": Timing(*random.choice([(100, 500), (100, 500), (200, 1000), (50, 300)])),
+                "max_staleness_ms": MAX_STALENESS_MS,
+                "cleanup_interval_ms": random.choice([200, 2000]),
+                "max_memory_bytes": random.choice([1 << 30, 1 << 30, 1 << 30, 1200]),
+                "log_keep_bytes": random.choice([1 << 20, 3000, 800]),
+            },
+        )
+        scenario.faults = draw_plan(random, nodes, 300, chaos_ms)
+        return scenario
+
+
+def _draw_limits(random: Random) -> dict[tuple[Any, str], int]:
+    """Bounds of the production code, small enough to be met in a short run."""
+    protocol, raft = hotspare.protocol, hotspare.raft
+    choices: dict[tuple[Any, str], list[int]] = {
+        (protocol.snapshot, "CHUNK_BYTES"): [200, 2000, 256 * 1024],
+        (protocol.origin, "MAX_GROUPS_IN_FLIGHT"): [2, 16],
+        (protocol.origin, "MAX_WAITING_COMMANDS"): [3, 20_000],
+        (hotspare.table, "PRUNE_PER_BATCH"): [2, 10, 512],
+        (hotspare.table, "ORIGIN_TTL_MS"): [1500, 600_000, 600_000, 600_000],
+        (hotspare.replica, "BATCH_BYTES"): [200, 256 * 1024],
+        (raft.node, "MAX_APPEND_BYTES"): [300, 1024 * 1024],
+        (raft.node, "MAX_APPLY_BYTES"): [300, 1024 * 1024],
+        (raft.progress, "MAX_IN_FLIGHT_APPENDS"): [2, 64],
+    }
+    return {limit: random.choice(values) for limit, values in choices.items()}
+
+
+@contextmanager
+def limited(limits: dict[tuple[Any, str], int]) -> Iterator[None]:
+    usual = {(module, name): getattr(module, name) for module, name in limits}
+    try:
+        for (module, name), value in limits.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for (module, name), value in usual.items():
+            setattr(module, name, value)
+
+
+class World:
+    def __init__(
+        self, seed: int | str, write_trace: Callable[[str], None] | None = None, scenario: Scenario | None = None
+    ) -> None:
+        self.scheduler = Scheduler(seed)
+        self.trace = Trace(self.scheduler, write_trace)
+        self.random = self.scheduler.stream("world")
+        self.scenario = scenario or Scenario.draw(self.scheduler.stream("scenario"))
+        self.network = Network(self.scheduler, self.trace, self.scenario.conditions)
+        self.raft_invariants = RaftInvariants()
+        self.read_invariants = ReadInvariants(MAX_STALENESS_MS)
+        self.operations: list[Operation] = []
+        self.is_healed = False
+        self._ids = self.scheduler.stream("ids")
+        self._begun = 0
+        self._moment = 0
+        self._stamp_ms = 0
+        """The greatest that any copy has applied."""
+        self._open: list[tuple[int, int, Operation]] = []
+        """Writes of unknown outcome, by deadline: each may yet take effect until stamps are beyond it."""
+        self.nodes = [self._new_node(position) for position in range(self.scenario.nodes)]
+        self.clients = self._new_clients()
+
+    @property
+    def replica_options(self) -> dict[str, Any]:
+        return self.scenario.replica_options
+
+    def new_id(self) -> str:
+        return f"{self._ids.getrandbits(128):032x}"
+
+    def _new_node(self, position: int) -> SimulatedNode:
+        name = f"n{position + 1}"
+        clock = NodeClock.draw(self.scheduler.stream(f"clock {name}"))
+        node = SimulatedNode(self, name, clock, Storage(self.scheduler.stream(f"storage {name}")))
+        self.network.add(node)
+        return node
+
+    def _new_clients(self) -> list[Client]:
+        scenario = self.scenario
+        clients: list[Client] = []
+        for number, home in enumerate(scenario.local_clients, 1):
+            clients.append(LocalClient(self, f"local{number}", self.nodes[home], scenario.workload))
+        for number, home in enumerate(scenario.remote_clients, 1):
+            clients.append(RemoteClient(self, f"remote{number}", self.nodes[home], scenario.workload))
+        return clients
+
+    # --- the run --------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Raises Violation, or whatever the code under test raises."""
+        with limited(self.scenario.limits):
+            self._begin()
+            self.scheduler.run_until(self.scenario.chaos_ms)
+            self._heal()
+            self._recover()
+            self._probe()
+        self._compare_copies()
+        self._judge()
+
+    def _begin(self) -> None:
+        scenario, scheduler = self.scenario, self.scheduler
+        for node, start_ms in zip(self.nodes, scenario.start_ms, strict=True):
+            scheduler.at(start_ms, node.start)
+        for at_ms, position in scenario.founders:
+            scheduler.at(at_ms, lambda position=position: self._found(self.nodes[position]))
+        for client in self.clients:
+            client.start()
+        for fault in scenario.faults:
+            scheduler.at(fault.at_ms, lambda fault=fault: self._strike(fault))
+
+    def _strike(self, fault: Fault) -> None:
+        if not self.is_healed:
+            self.trace("fault", fault.what)
+            fault.strike(self)
+
+    def _found(self, founder: SimulatedNode) -> None:
+        founder.run(lambda: founder.found([node.name for node in self.nodes], patience_ms=3000))
+
+    def _heal(self) -> None:
+        self.trace("world", "the faults stop")
+        self.is_healed = True
+        self.network.heal()
+        for node in self.nodes:
+            node.clock.repair()
+            node.storage.slow = 0.0
+            node.store.is_doomed = False
+            node.start()
+            node.resume()
+        for client in self.clients:
+            client.is_working = False
+
+    def _recover(self) -> None:
+        """Waits until all is well again; the operator founds the cluster if nobody did."""
+        end_ms = self.scheduler.now_ms + RECOVERY_MS
+        next_founding_ms = self.scheduler.now_ms + 2000
+        while not self._is_well():
+            if self.scheduler.now_ms >= end_ms:
+                raise Violation(f"no progress within {RECOVERY_MS} ms after the faults stopped: {self._state()}")
+            if self.scheduler.now_ms >= next_founding_ms:
+                next_founding_ms += 3500
+                self._help_founding()
+            self.scheduler.run_until(self.scheduler.now_ms + POLL_MS)
+        self.trace("world", "all is well")
+
+    def _help_founding(self) -> None:
+        if not self._has_cluster() and not self.scenario.by_settings:
+            empty = [node for node in self.nodes if node.is_up and node.replica.node is None]  # type: ignore[union-attr]
+            if empty:
+                self._found(empty[0])
+
+    def _has_cluster(self) -> bool:
+        return any(len(entries) > 1 for entries in self.raft_invariants.committed.values())
+
+    def _is_well(self) -> bool:
+        leaders = [node for node in self.nodes if node.replica is not None and node.replica.is_leader]
+        if len(leaders) != 1 or not all(client.origin.idle for client in self.clients):
+            return False
+        leader = leaders[0].replica
+        assert leader is not None and leader.node is not None
+        if leader.configuration.voters != {node.incarnation for node in self.nodes}:
+            return False
+        last = leader.node.log.last_index
+        copies = [node.replica for node in self.nodes if node.replica is not None]
+        return all(copy.table.applied_index == last and copy.node is not None for copy in copies) and all(
+            node.is_fresh for node in self.nodes
+        )
+
+    def _state(self) -> str:
+        lines = []
+        for node in self.nodes:
+            replica = node.replica
+            if replica is None or replica.node is None:
+                lines.append(f"{node.name}: {'down' if replica is None else 'empty'}")
+                continue
+            raft = replica.node
+            lines.append(
+                f"{node.name} ({replica.id[:4]}): {raft.role.value} in term {raft.term} of {replica.leader or '-'}, "
+                f"log {raft.log.first_index}..{raft.log.last_index}, commit {raft.commit}, applied "
+                f"{raft.applied}, fresh {node.is_fresh}, configuration "
+                + " ".join(f"{m.name}={m.id[:4]}{'' if m.voter else '?'}" for m in raft.configuration.members)
+            )
+        waiting = [client.name for client in self.clients if not client.origin.idle]
+        return "\n    ".join(["", *lines, f"clients that wait: {', '.join(waiting) or 'none'}"])
+
+    def _probe(self) -> None:
+        """Every node takes a write, and answers a linearizable read of every session."""
+        probes = [
+            LocalClient(self, f"probe {node.name}", node, self.scenario.workload) for node in self.nodes
+        ]
+        self.clients += probes
+        asked: list[Operation] = []
+        for probe in probes:
+            probe.start()
+            probe.is_working = False
+            asked += [probe.read_primary(id, PROBE_MS) for id in (*self.scenario.workload.ids, "new")]
+            asked.append(probe.write(Verb.PUT, "probe", PROBE_MS))
+        end_ms = self.scheduler.now_ms + PROBE_MS
+        while any(operation.verdict is Verdict.UNKNOWN for operation in asked) or not self._is_well():
+            if self.scheduler.now_ms >= end_ms:
+                open = "\n    ".join(str(each) for each in asked if each.verdict is Verdict.UNKNOWN)
+                raise Violation(f"the healthy cluster does not answer:\n    {open}{self._state()}")
+            self.scheduler.run_until(self.scheduler.now_ms + POLL_MS)
+        for node in self.nodes:
+            self.read_local(node)
+
+    # --- faults ---------------------------------------------------------------------------------------
+
+    def victim(self, which: int) -> SimulatedNode:
+        """That node, or whoever leads (if nobody does, anybody)."""
+        if which != PRIMARY:
+            return self.nodes[which]
+        leaders = [node for node in self.nodes if node.replica is not None and node.replica.is_leader]
+        return max(leaders, key=_term, default=None) or self.random.choice(self.nodes)
+
+    def untrusted(self, node: SimulatedNode) -> SimulatedNode | None:
+        """A node whose clock may go wrong, that one if possible."""
+        positions = sorted(self.scenario.untrusted)
+        if not positions:
+            return None
+        position = self.nodes.index(node)
+        return self.nodes[position if position in positions else positions[position % len(positions)]]
+
+    def crash(self, node: SimulatedNode, *, keep_state: bool, down_ms: int) -> None:
+        if not node.is_up:
+            return
+        node.crash(keep_state=keep_state or not self._may_lose(node))
+        self.scheduler.after(down_ms, node.start)
+
+    def restart_soon(self, node: SimulatedNode) -> None:
+        self.scheduler.after(self.random.choice([0, 5, 500]), node.start)
+
+    def process_died(self, node: SimulatedNode, server: str) -> None:
+        self.network.process_died(node.name)
+        self.raft_invariants.process_died(server)
+        for client in self.clients:
+            if client.home is node:
+                client.home_died()
+
+    def _may_lose(self, victim: SimulatedNode) -> bool:
+        """What is promised holds while no majority of the current voters has lost its state."""
+        remaining = {server for node in self.nodes if node is not victim and (server := node.stored_identity)}
+        for configuration in self._acting_configurations():
+            voters = configuration.voters
+            if victim.stored_identity in voters and 2 * len(voters & remaining) <= len(voters):
+                return False
+        return True
+
+    def _acting_configurations(self) -> list[Configuration]:
+        """All that may act: the latest committed one, and those after it in any log."""
+        rafts = [raft for node in self.nodes if (raft := node.raft) is not None]
+        committed = max(
+            (max(index for index in raft.log.configurations if index <= max(raft.commit, raft.log.mark.index))
+             for raft in rafts),
+            default=0,
+        )  # fmt: skip
+        return [
+            configuration
+            for raft in rafts
+            for index, configuration in raft.log.configurations.items()
+            if index >= committed and configuration.members
+        ]
+
+    def move_clients(self) -> None:
+        for client in self.clients:
+            if isinstance(client, RemoteClient):
+                client.move()
+
+    def store_crowd(self, count: int, ttl_ms: int) -> None:
+        for client in self.clients[:1]:
+            client.store_crowd(count, ttl_ms)
+
+    # --- what happens, for the checkers ---------------------------------------------------------------
+
+    def sent(self, envelope: Envelope) -> None:
+        self.raft_invariants.sent(envelope)
+
+    def after_step(self, node: SimulatedNode) -> None:
+        replica = node.replica
+        assert replica is not None
+        self.raft_invariants.after_step(replica)
+        if replica.table.stamp_ms > self._stamp_ms:
+            self._stamp_ms = replica.table.stamp_ms
+            self._close_unknown()
+        if replica.is_leader:
+            ahead_ms = replica.cluster_ms(node.now) - self._true_ms
+            self.read_invariants.leader_clock(ahead_ms)
+            # A jump of a minority of the clocks, either way, must not move cluster time.
+            if ahead_ms > ReadInvariants.MAX_SKEW_MS:
+                raise Violation(f"{node.name} leads with a clock that is {ahead_ms} ms ahead")
+
+    @property
+    def _true_ms(self) -> int:
+        return EPOCH_MS + self.scheduler.now_ms
+
+    def check_estimate(self, node: SimulatedNode) -> None:
+        self.read_invariants.estimates(node.name, node.cluster_ms() - self._true_ms)
+
+    def read_local(self, node: SimulatedNode) -> None:
+        if node.replica is not None and node.is_fresh:
+            self.check_estimate(node)
+            self.read_invariants.answers(node.name, node.replica.table.applied_index, self.scheduler.now_ms)
+
+    def begin(self, client: Client, verb: Verb, id: str) -> Operation:
+        self._begun += 1
+        self._moment += 1
+        return Operation(
+            self._begun, client.name, verb, id, invoked=self._moment, earliest_ms=self._stamp_ms
+        )
+
+    def end(self, operation: Operation, home: SimulatedNode) -> None:
+        """The client is told."""
+        self._moment += 1
+        operation.returned = self._moment
+        if operation.verb is not Verb.READ:
+            operation.latest_ms = self._stamp_ms
+            if operation.verdict is Verdict.DONE:
+                self.read_invariants.write_told(home.name, operation.version, self.scheduler.now_ms)
+        self.operations.append(operation)
+        if self.trace.on:
+            self.trace(operation.client, str(operation))
+
+    def leave_unknown(self, operation: Operation, deadline_ms: int) -> None:
+        """The client does not know what came of it; nor do we, until stamps are beyond its deadline."""
+        operation.verdict = Verdict.UNKNOWN
+        operation.latest_ms = deadline_ms
+        heappush(self._open, (deadline_ms, operation.number, operation))
+        self.operations.append(operation)
+        self._close_unknown()
+        if self.trace.on:
+            self.trace(operation.client, str(operation))
+
+    def _close_unknown(self) -> None:
+        while self._open and self._open[0][0] < self._stamp_ms:
+            _, _, operation = heappop(self._open)
+            self._moment += 1
+            operation.returned = self._moment
+
+    # --- the judgement --------------------------------------------------------------------------------
+
+    def _compare_copies(self) -> None:
+        first, *others = self.nodes
+        rows = _rows(first)
+        for other in others:
+            if _rows(other) != rows:
+                raise Violation(f"the rows of {first.name} and {other.name} differ:{_difference(first, other)}")
+        for node in self.nodes:
+            _check_expiry_index(node)
+
+    def _judge(self) -> None:
+        failure = linearizability.check(self.operations)
+        if failure is not None:
+            raise Violation(str(failure))
+
+
+def _term(node: SimulatedNode) -> int:
+    assert node.replica is not None and node.replica.node is not None
+    return node.replica.node.term
+
+
+def _rows(node: SimulatedNode) -> list[Row]:
+    reader = node.store.snapshot()
+    rows: list[Row] = []
+    while part := reader.read(1 << 20):
+        rows += part
+    reader.close()
+    return sorted(rows)
+
+
+def _difference(one: SimulatedNode, other: SimulatedNode) -> str:
+    ours, theirs = set(_rows(one)), set(_rows(other))
+    return f"\n    only here: {sorted(ours - theirs)}\n    only there: {sorted(theirs - ours)}"
+
+
+def _check_expiry_index(node: SimulatedNode) -> None:
+    transaction = node.store.begin()
+    due = transaction.expiry.due(1 << 62, 1 << 30)
+    expected = sorted((record_expires_at_ms(record), id) for id, record in transaction.sessions.scan())
+    transaction.commit()
+    if due != expected:
+        raise Violation(f"the expiry index of {node.name} is {due}, and its sessions say {expected}")
+
+
+def simulate(seed: int | str, write_trace: Callable[[str], None] | None = None) -> World:
+    """One run. Raises Violation, or whatever the code under test raises."""
+    world = World(seed, write_trace)
+    world.run()
+    return world
+
+
+def faults_of(seed: int | str) -> Sequence[Fault]:
+    return World(seed).scenario.faults
