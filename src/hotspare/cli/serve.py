@@ -1,0 +1,119 @@
+"""`hotspare serve`: a node as a daemon, until a signal or its store ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from argparse import Namespace
+from contextlib import suppress
+from pathlib import Path
+
+from hotspare.cli.exits import Exit
+from hotspare.cluster.node import ClusterNode
+from hotspare.errors import ConfigError
+from hotspare.settings import Settings
+from hotspare.store.lmdb import LmdbStore, default_directory
+
+__all__ = ["serve"]
+
+logger = logging.getLogger("hotspare.serve")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+MAP_SIZE_FACTOR = 4
+"""Of `max_memory_bytes`: pages are not full, and an arriving snapshot lies beside what it replaces. It is
+address space, not memory."""
+MAP_SIZE_RESERVE_BYTES = 2**30
+"""For the log."""
+
+
+def serve(options: Namespace) -> int:
+    """Raises ConfigError or StoreError when the node cannot start, or cannot go on."""
+    settings = Settings.load(
+        options.config,
+        node=options.node,
+        replica_nodes=options.replicas,
+        storage_mode=options.storage,
+        data_dir=options.data_dir,
+        listen=options.listen,
+        advertise=options.advertise,
+    )
+    if not settings.enabled:
+        raise ConfigError("enabled", "it is false, and a node without a network serves nobody", "true")
+    store = _open_store(settings)
+    try:
+        _log_to_stderr(options.log_level)
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            runner.run(_run(settings, store))
+    finally:
+        store.close()
+    return Exit.DONE
+
+
+async def _run(settings: Settings, store: LmdbStore) -> None:
+    node = ClusterNode(settings, store)
+    stopped = _stop_on_signals()
+    await node.start()
+    _announce(settings, store.path)
+    await asyncio.wait([stopped, node.failed], return_when=asyncio.FIRST_COMPLETED)
+    if node.failed.done():
+        await node.failed
+    logger.info("%s stops", settings.node)
+    await node.stop()
+    logger.info("%s stopped", settings.node)
+
+
+def _open_store(settings: Settings) -> LmdbStore:
+    directory = Path(settings.data_dir) if settings.data_dir else default_directory(settings.node)
+    return LmdbStore.open(
+        directory,
+        durable=settings.storage_mode == "disk",
+        map_size_bytes=MAP_SIZE_FACTOR * settings.max_memory_bytes + MAP_SIZE_RESERVE_BYTES,
+    )
+
+
+def _stop_on_signals() -> asyncio.Future[None]:
+    """Done at the first signal. The second one ends the process as if nobody had caught it."""
+    loop = asyncio.get_running_loop()
+    stopped: asyncio.Future[None] = loop.create_future()
+
+    def stop(number: signal.Signals) -> None:
+        logger.info("received %s", number.name)
+        for each in SIGNALS:
+            loop.remove_signal_handler(each)
+            signal.signal(each, signal.SIG_DFL)
+        if not stopped.done():
+            stopped.set_result(None)
+
+    for each in SIGNALS:
+        loop.add_signal_handler(each, stop, each)
+    return stopped
+
+
+def _announce(settings: Settings, directory: Path) -> None:
+    """For whoever started us: from now on clients can connect."""
+    others = f"replicas {', '.join(settings.replica_nodes)}" if settings.replica_nodes else "no replicas"
+    where = f"{settings.storage_mode} store in {directory}"
+    with suppress(BrokenPipeError):  # the node does not need its listeners
+        print(f"hotspare {settings.node} listening, {others}, {where}", flush=True)
+
+
+def _log_to_stderr(level: str) -> None:
+    # journald and container runtimes add times of their own; only the first of them says so.
+    time = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format=f"{time}%(levelname)-7s %(message)s", force=True
+    )
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's when it is installed: it halves what a message costs."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
