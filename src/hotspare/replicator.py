@@ -10,8 +10,6 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-import msgspec
-
 from hotspare.engine import Engine, Read
 from hotspare.errors import ConfigError, InvalidSession, SessionTooLarge, Unavailable, VersionConflict
 from hotspare.session import (
@@ -105,7 +103,7 @@ class AsyncSessionReplicator:
         Returns when it has a primary. Raises Refused if a node belongs to a cluster already or does not
         answer.
         """
-        nodes = msgspec.structs.replace(self.settings, replica_nodes=tuple(replica_nodes)).replica_nodes
+        nodes = self.settings.changed(replica_nodes=tuple(replica_nodes)).replica_nodes
         await self.engine.call("found", self._timeout_ms, nodes=list(nodes))
 
     async def flush(self) -> None:
@@ -294,8 +292,8 @@ class AsyncSessionReplicator:
         (result,) = await self.engine.write([command], self._timeout_ms)
         return result
 
-    def _put_item(self, item: Item) -> Put:
-        if len(item) not in (2, 3):
+    def _put_item(self, item: object) -> Put:
+        if not isinstance(item, tuple | list) or len(item) not in (2, 3):
             raise InvalidSession("item", "store_sessions takes (id, data, ttl_ms) or (id, data)")
         id, data, *ttl_ms = item
         return self._put(id, data, ttl_ms[0] if ttl_ms else None, UNCONDITIONAL)
@@ -331,17 +329,15 @@ class AsyncSessionReplicator:
             kept = {name: value for name, value in session.data.items() if name not in remove}
             put = self._encoded_put(id, kept | dict(changes), KEEP_EXPIRY_MS, session.version)
             result = await self._write(put)
-            if result > 0 or if_version is not None:
-                return _version_of(result, session.version)
-            if result == CONFLICT_ABSENT:
+            if result == CONFLICT_ABSENT and if_version is None:
                 return None
+            if if_version is not None or conflicting_version(result) is None:
+                return _version_of(result, session.version)
         raise Unavailable("others changed the session faster than the update could be merged")
 
 
 def _settings(settings: Settings | None, overrides: dict[str, Any]) -> Settings:
-    if settings is None:
-        return Settings.load(**overrides)
-    return msgspec.structs.replace(settings, **overrides) if overrides else settings
+    return Settings.load(**overrides) if settings is None else settings.changed(**overrides)
 
 
 def _in_process_node(settings: Settings) -> Engine:

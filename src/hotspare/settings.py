@@ -205,6 +205,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             exc.source = sources.get(exc.key, "")
             raise
 
+    def changed(self, **overrides: Any) -> Settings:
+        """These settings with some of them replaced. Raises ConfigError."""
+        for key in overrides:
+            _check_known(key, "")
+        return msgspec.structs.replace(self, **overrides)
+
     def __post_init__(self) -> None:
         set_value = msgspec.structs.force_setattr
         for key in KEYS:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import msgspec
 
 from hotspare.cluster import clocks, status
+from hotspare.cluster.local import NoTransport
 from hotspare.cluster.service import ClientSession
 from hotspare.cluster.statistics import Statistics
 from hotspare.cluster.transport import Accepted, Transport
@@ -31,6 +32,7 @@ from hotspare.errors import (
     ProtocolError,
     Refused,
     StaleRead,
+    StoreError,
     Unavailable,
     UnknownNode,
 )
@@ -77,7 +79,7 @@ class ClusterNode:
         self.statistics = Statistics()
         self.has_copy = True
         self._replica: Replica | None = None
-        self._transport: Transport | None = None
+        self._transport: Transport | NoTransport | None = None
         self._homes: dict[int, Home] = {}
         self._enrolling: dict[bytes, Home] = {}
         self._contexts: dict[int, asyncio.Future[Any]] = {}
@@ -87,7 +89,8 @@ class ClusterNode:
         self._writer = Writer(
             settings.batch_size, settings.batch_timeout_ms, settings.max_clock_skew_ms, self._schedule
         )
-        self._get: Callable[[bytes], bytes | None] = store.get
+        self._cluster_ms: Callable[[int], int]
+        """Cluster time at a local time. It outlives the replica: a read may end after it."""
         self._fresh_until_ms = -1
         self._is_pump_scheduled = False
         self._is_stopping = False
@@ -109,8 +112,32 @@ class ClusterNode:
         """Gets the error that makes this node stop by itself."""
         self.failed.add_done_callback(_retrieve)
         settings = self.settings
-        transport = self._transport = Transport(
-            listen=settings.listen_address,
+        transport = self._transport = self._new_transport()
+        await transport.start()
+        address = settings.advertise or (settings.node if settings.listen is None else str(transport.address))
+        try:
+            self._replica = Replica(
+                _replica_config(settings, address),
+                self.store,
+                random.SystemRandom().randrange,
+                lambda: token_hex(INCARNATION_BYTES),
+                clocks.now(),
+            )
+        except StoreError:
+            await transport.stop()
+            raise
+        self._cluster_ms = self._replica.clock.read_ms
+        self._dial()
+        self._on_timer()
+        if not settings.enabled:
+            await self._be_alone()
+
+    def _new_transport(self) -> Transport | NoTransport:
+        listen = self.settings.listen_address
+        if not self.settings.enabled:
+            return NoTransport(listen)
+        return Transport(
+            listen=listen,
             hello=self._hello,
             admit=self._admit,
             on_frames=self._on_frames,
@@ -118,17 +145,12 @@ class ClusterNode:
             on_down=self._on_down,
             on_client=self._on_client,
         )
-        await transport.start()
-        address = settings.advertise or (settings.node if settings.listen is None else str(transport.address))
-        self._replica = Replica(
-            _replica_config(settings, address),
-            self.store,
-            random.SystemRandom().randrange,
-            lambda: token_hex(INCARNATION_BYTES),
-            clocks.now(),
-        )
-        self._dial()
-        self._on_timer()
+
+    async def _be_alone(self) -> None:
+        """A cluster of this node and nobody else, founded when it starts for the first time."""
+        if self.replica.node is None:
+            await self._call_found(self.settings.replication_rpc_timeout_ms, [])
+        await self._until(lambda: self.is_fresh)
 
     async def stop(self) -> None:
         """Answers what is pending, hands the leadership over, and leaves."""
@@ -138,6 +160,12 @@ class ClusterNode:
         await self._settle_writes()
         await self._hand_over()
         await self._shut_down()
+
+    async def abort(self) -> None:
+        """Leaves at once, as if it had died: waits for nothing and hands nothing over."""
+        if self._replica is not None:
+            self._is_stopping = True
+            await self._shut_down()
 
     async def _settle_writes(self) -> None:
         timeout_ms = self.settings.replication_rpc_timeout_ms
@@ -181,11 +209,11 @@ class ClusterNode:
 
     def read_local(self, id: bytes) -> bytes | None:
         """The record of a live session in this copy. Any thread. Raises NotReady or StaleRead."""
-        record = self._get(id)
+        record = self.store.get(id)
         now_ms = clocks.boot_ms()
         if now_ms > self._fresh_until_ms:
             raise self._not_fresh(now_ms)
-        if record is None or record_expires_at_ms(record) <= self._replica.clock.read_ms(now_ms):  # type: ignore[union-attr]
+        if record is None or record_expires_at_ms(record) <= self._cluster_ms(now_ms):
             return None
         return record
 
@@ -199,7 +227,7 @@ class ClusterNode:
         return self._read_any_age(id)
 
     def _read_any_age(self, id: bytes) -> bytes | None:
-        record = self._get(id)
+        record = self.store.get(id)
         if record is None or record_expires_at_ms(record) <= self.replica.clock.read_ms(clocks.boot_ms()):
             return None
         return record
@@ -529,7 +557,9 @@ class ClusterNode:
     # --- connections ------------------------------------------------------------------------------------
 
     def _hello(self) -> Hello:
-        replica = self.replica
+        replica = self._replica
+        if replica is None:  # nobody is dialled yet: only the name is of interest
+            return Hello(kind="node", name=self.name)
         return Hello(
             kind="node",
             name=self.name,
@@ -609,7 +639,8 @@ def _retrieve(future: asyncio.Future[None]) -> None:
 
 
 def _replica_config(settings: Settings, address: str) -> ReplicaConfig:
-    names = tuple(sorted({settings.node, *settings.replica_nodes})) if settings.replica_nodes else ()
+    others = settings.replica_nodes if settings.enabled else ()
+    names = tuple(sorted({settings.node, *others})) if others else ()
     return ReplicaConfig(
         name=settings.node,
         address=address,
