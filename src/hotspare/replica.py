@@ -73,6 +73,10 @@ BATCH_BYTES = 256 * 1024
 """An entry of the log is at most this large, unless a single group is larger."""
 FORWARD_BYTES = 1024 * 1024
 """Groups are forwarded in messages of about this size."""
+MAX_UNCOMMITTED_ENTRIES = 512
+"""Past it a leader proposes nothing more until some are committed: some ten MB of batches, ordinarily."""
+MAX_PROPOSALS = 4096
+"""Groups that wait to be proposed; more are dropped, and sent again by their home nodes."""
 CAUGHT_UP_ENTRIES = 64
 """A learner that is at most so many entries behind may vote: it has them before a vote could matter."""
 GIVE_UP_ELECTIONS = 10
@@ -683,7 +687,7 @@ class Replica:
     # --- writes -----------------------------------------------------------------------------------------
 
     def _on_forward(self, peer_name: str, envelope: Envelope, message: Forward) -> None:
-        if self.is_leader:
+        if self.is_leader and len(self._proposals) < MAX_PROPOSALS:
             for group in message.groups:
                 self._proposals[group.origin, group.first] = group
 
@@ -715,6 +719,8 @@ class Replica:
         assert node is not None
         if not (self._proposals or self._enrolments) or not node.accepts_proposals:
             return
+        if node.log.last_index - node.commit > MAX_UNCOMMITTED_ENTRIES:
+            return  # they wait here, and then with their origins
         for nonce in self._enrolments:
             node.propose(EntryKind.REGISTRATION, Registration(nonce, self._stamp_ms()).encode())
         self._enrolments.clear()
@@ -798,15 +804,17 @@ class Replica:
         assert self.node is not None
         staged = []
         for chunk in chunks:
-            if chunk.mark.index <= self.node.commit:
+            if chunk.mark.index <= self.table.applied_index:
                 self._answer_chunk(chunk.sender, chunk.transfer, chunk.mark.index, installed=True)
-                continue
-            if self._receiver.accepts(chunk):
-                staged.append((chunk.sequence == 0, unpack_rows(chunk.data)))
-                if chunk.last and self.node.restore(chunk.mark, self._now.boot_ms):
-                    self._installing = (chunk.sender, chunk.transfer)
-                    continue
-            self._answer_chunk(chunk.sender, chunk.transfer, chunk.mark.index)
+            elif chunk.mark.index > self.node.commit:
+                rows = unpack_rows(chunk.data)
+                if rows is not None and self._receiver.accepts(chunk):
+                    staged.append((chunk.sequence == 0, rows))
+                    if chunk.last and self.node.restore(chunk.mark, self._now.boot_ms):
+                        self._installing = (chunk.sender, chunk.transfer)
+                        continue  # answered once it is installed
+                self._answer_chunk(chunk.sender, chunk.transfer, chunk.mark.index)
+            # What is committed here and not applied yet is answered when it is sent again.
         return staged
 
     def _answer_chunk(self, sender: ServerId, transfer: int, index: int, installed: bool = False) -> None:

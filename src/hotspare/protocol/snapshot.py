@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from hotspare.errors import ProtocolError
 from hotspare.protocol.outbox import Outbox
 from hotspare.raft.messages import ServerId, SnapshotChunk, SnapshotMark, SnapshotReply
 from hotspare.raft.node import Node, Timing
@@ -33,12 +32,13 @@ def pack_rows(rows: list[Row]) -> bytes:
     return zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big") + body
 
 
-def unpack_rows(data: bytes) -> list[Row]:
-    """Raises ProtocolError when the part was damaged on its way."""
+def unpack_rows(data: bytes) -> list[Row] | None:
+    """None when the part was damaged on its way: as good as lost, it will be sent again."""
     body = data[_CHECKSUM_BYTES:]
     if zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big") != data[:_CHECKSUM_BYTES]:
-        raise ProtocolError("a part of a snapshot whose checksum is wrong", "an undamaged part")
-    return _decode(body)
+        return None
+    rows: list[Row] = _decode(body)
+    return rows
 
 
 @dataclass(slots=True)
