@@ -15,7 +15,7 @@ from hotspare.raft.messages import (
     VoteRequest,
 )
 from hotspare.raft.node import ChangeRefused, NotLeader, Role, Timing
-from tests.unit.raft_network import Disk, Network, Server, configuration, founding
+from tests.unit.raft_network import TICK_MS, Disk, Network, Server, configuration, founding
 
 TIMEOUT_MS = Timing().election_timeout_ms
 
@@ -101,6 +101,17 @@ def test_a_vote_leaves_only_once_it_is_durable() -> None:
     assert isinstance(reply, VoteReply)
     assert reply.granted
     assert net.servers["b"].disk.hard_state.vote == "a"
+
+
+def test_who_has_given_its_vote_waits_an_election_timeout_before_it_campaigns() -> None:
+    net = Network("abc")
+    net.advance(TIMEOUT_MS - TICK_MS)
+    voter = net.node("c")
+    voter.step(vote_request("a", "c", 2), net.now_ms)
+    for _ in range(0, TIMEOUT_MS - TICK_MS, TICK_MS):
+        net.now_ms += TICK_MS
+        voter.tick(net.now_ms)
+    assert voter.role is Role.FOLLOWER
 
 
 def test_a_vote_is_remembered_through_a_crash() -> None:
@@ -317,6 +328,17 @@ def test_a_leader_whose_connections_are_gone_steps_down_at_once() -> None:
     assert leader.is_leader
     leader.server_lost("c", net.now_ms)
     assert not leader.is_leader
+
+
+def test_a_leader_that_stepped_down_has_heard_a_leader_while_a_majority_heard_it() -> None:
+    net = Network("abc")
+    leader = net.elect("a")
+    net.advance(2000)
+    confirmed_ms = leader.confirmed_ms
+    leader.server_lost("b", net.now_ms)
+    leader.server_lost("c", net.now_ms)
+    assert not leader.is_leader
+    assert leader.heard_ms == confirmed_ms
 
 
 def test_a_leader_that_only_learners_answer_steps_down() -> None:

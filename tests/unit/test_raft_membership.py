@@ -200,6 +200,20 @@ def test_a_leader_that_was_removed_steps_down_once_that_is_committed_and_not_bef
     assert net.node(successor).commit >= 3
 
 
+def test_a_leader_that_was_removed_stays_while_only_earlier_entries_are_committed() -> None:
+    net = Network("abc")
+    leader = net.elect("a")
+    net.cut_off("b", "c")
+    index = net.propose("a")
+    net.change("a", configuration("bc"))
+    for follower in "bc":
+        leader.step(AppendReply(follower, "a", leader.term, False, index), net.now_ms)
+    assert (leader.commit, leader.is_leader) == (index, True)
+    for follower in "bc":
+        leader.step(AppendReply(follower, "a", 2, False, index + 1), net.now_ms)
+    assert (leader.commit, leader.is_leader) == (index + 1, False)
+
+
 def test_a_removed_leader_hands_over_without_an_election_timeout() -> None:
     net = Network("abcd")
     net.elect("a")
@@ -211,7 +225,8 @@ def test_a_removed_leader_hands_over_without_an_election_timeout() -> None:
 
 
 def test_a_server_whose_removal_is_uncommitted_campaigns_while_the_others_need_it() -> None:
-    """The dissertation, figure 4.6. `a` alone has the entry that removes it: `b` cannot win against its log."""
+    """The dissertation, figure 4.6. `a` alone has the entry that removes it: `b` cannot win against its
+    log."""
     net = Network("ab")
     net.elect("a")
     net.cut_off("a", "b")

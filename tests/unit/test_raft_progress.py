@@ -42,6 +42,20 @@ def test_a_rejection_moves_a_probe_back_but_never_below_what_matches() -> None:
     assert (progress.state, progress.next) == (State.REPLICATE, 4)
 
 
+def test_a_hint_below_what_matches_is_not_followed() -> None:
+    progress = replicating(5)
+    progress.sent(entries(6, 8), 0, 0)
+    progress.rejected(8, 2)
+    assert (progress.state, progress.next) == (State.PROBE, 6)
+
+
+def test_an_acknowledgement_alone_does_not_end_the_wait_for_a_snapshot() -> None:
+    progress = replicating(5)
+    progress.await_snapshot()
+    progress.acknowledged(7, 0)
+    assert (progress.state, progress.match) == (State.SNAPSHOT, 7)
+
+
 def test_a_rejection_of_another_probe_is_stale() -> None:
     progress = Progress("f", 10, 0, reachable=True)
     progress.rejected(9, 4)

@@ -293,6 +293,38 @@ def test_an_append_below_the_commit_index_is_accepted_for_what_is_new_in_it() ->
     assert net.take_sent() == [AppendReply("b", "a", term, False, commit + 1)]
 
 
+def test_an_append_that_begins_below_the_compacted_part_is_accepted_for_what_is_new_in_it() -> None:
+    net = Network("abc")
+    net.elect("a")
+    net.propose("a")
+    net.settle()
+    follower = net.node("b")
+    known = follower.log.entries(2, 1 << 20)
+    commit, term = follower.commit, follower.term
+    follower.compact(follower.applied)
+    follower.step(Append("a", "b", term, 1, 1, [*known, noop(commit + 1, term)], commit), net.now_ms)
+    net.take_sent()
+    net.collect()
+    assert net.take_sent() == [AppendReply("b", "a", term, False, commit + 1)]
+
+
+def test_a_follower_commits_no_further_than_it_is_known_to_agree() -> None:
+    """It has entries of its own beyond that, and the leader has committed others in their place."""
+    net = network_of_logs({"a": [], "b": [2, 2], "c": []}, term=2)
+    follower = net.node("b")
+    follower.step(Append("a", "b", 3, 1, 1, [], 3), net.now_ms)
+    assert follower.commit == 1
+    follower.step(Append("a", "b", 3, 1, 1, [noop(2, 3), noop(3, 3)], 3), net.now_ms)
+    assert follower.commit == 3
+
+
+def test_a_server_that_holds_less_than_its_leader_believes_does_not_commit_what_it_has_not() -> None:
+    """A restored backup, say: it is refused elsewhere, and must do no harm here."""
+    net = Network("abc")
+    net.node("b").step(Heartbeat("a", "b", 2, 50, 1), net.now_ms)
+    assert (net.node("b").commit, net.node("b").leader) == (0, "a")
+
+
 def test_repeated_and_reordered_messages_change_nothing() -> None:
     net = Network("abc")
     net.elect("a")

@@ -1,12 +1,14 @@
-"""Raft's safety properties (the paper, figure 3) over random histories: lost, repeated and reordered messages,
-crashes that keep what was written and lose what was not, late disks, pauses, compaction, snapshots, transfers and
-changes of membership. At the end the faults stop, and all servers must agree and go on.
+"""Raft's safety properties (the paper, figure 3) over random histories: lost, repeated and reordered
+messages, crashes that keep what was written and lose what was not, late disks, pauses, compaction,
+snapshots, transfers and changes of membership. At the end the faults stop, and all servers must agree and
+go on.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -205,7 +207,7 @@ class History:
     def check_log_matching(self) -> None:
         """An entry of the same index and term is the same everywhere, and so is all before it."""
         logs = [server.node.log for server in self.net.servers.values() if server.running]
-        for one, other in zip(logs, logs[1:], strict=False):
+        for one, other in pairwise(logs):
             agrees = False
             first = max(one.first_index, other.first_index)
             for index in range(min(one.last_index, other.last_index), first - 1, -1):
