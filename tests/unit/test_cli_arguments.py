@@ -44,8 +44,8 @@ def test_the_overview_lists_exactly_the_commands_that_there_are(capsys):
     for name in COMMANDS:
         assert help_of(capsys, name, "--help").startswith(f"usage: hotspare {name} ")
     assert "invalid choice" in refusal(capsys, "frobnicate")
-    (commands,) = (action for action in build_parser()._actions if action.dest == "command")
-    assert sorted(commands.choices) == sorted(COMMANDS)
+    (commands,) = (action.choices for action in build_parser()._actions if action.dest == "command")
+    assert sorted(commands or ()) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
