@@ -1,0 +1,1 @@
+"""Real daemons, killed, stopped, cut off and started again, while clients write."""
