@@ -46,7 +46,7 @@ class Echo:
 
     def __init__(self, connection: Connection):
         self.connection = connection
-        self.received = []
+        self.received: list[bytes] = []
         self.reason = None
 
     def frames_received(self, frames):
@@ -63,7 +63,7 @@ class Client:
     """A client's handler at the client."""
 
     def __init__(self):
-        self.received = []
+        self.received: list[bytes] = []
         self.reason = None
 
     def frames_received(self, frames):
@@ -80,9 +80,9 @@ class Node:
         self.name = name
         self.incarnation = incarnation or f"{name}-1"
         self.refusal = None
-        self.events = []
-        self.frames = []
-        self.clients = []
+        self.events: list[tuple[str, ...]] = []
+        self.frames: list[tuple[str, bytes]] = []
+        self.clients: list[Echo] = []
         self.transport = Transport(
             listen,
             hello=self._hello,
@@ -181,8 +181,7 @@ class Impostor:
 
     def __init__(self, behave):
         self._behave = behave
-        self._server = None
-        self._strangers = []
+        self._strangers: list[Stranger] = []
         self.count = 0
 
     async def __aenter__(self):
@@ -781,10 +780,11 @@ async def test_a_client_that_leaves_in_the_middle_of_a_frame_harms_nobody(a):
     stranger = await Stranger.dial(a)
     stranger.say(PREAMBLE + encode_greeting(Hello("client")) + with_headers([b"whole"])[0] + b"who")
     await until(lambda: a.clients)
-    await stranger.hang_up()
+    stranger.writer.write_eof()
     await until(lambda: a.clients[0].reason)
     assert a.clients[0].reason == "the other end closed it in the middle of a frame"
     assert a.clients[0].received == []
+    await stranger.hang_up()
 
 
 async def test_a_client_that_does_not_read_its_answers_is_not_heard_any_further(a):
@@ -910,11 +910,10 @@ async def test_a_node_of_another_version_is_a_protocol_error():
 
 
 async def test_a_socket_that_was_connected_to_itself_reaches_nobody():
-    sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
-    sock.connect(sock.getsockname())
-    sock.setblocking(False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = server.getsockname()
     connection = Dialled(Hello("client"), Client())
-    await asyncio.get_running_loop().create_connection(lambda: connection, sock=sock)
+    await asyncio.get_running_loop().create_connection(lambda: connection, *nobody, local_addr=nobody)
     with pytest.raises(ConnectionRefusedError):
         await connection.welcomed
+    await connection.ended
