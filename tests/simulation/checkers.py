@@ -24,6 +24,8 @@ from hotspare.raft.messages import (
 )
 from hotspare.raft.node import Node
 from hotspare.replica import Replica
+from hotspare.table import FORGOTTEN, Results
+from tests.simulation.history import Operation
 
 ClusterId: TypeAlias = str
 
@@ -187,6 +189,49 @@ class RaftInvariants:
         known = self._copies.setdefault((cluster, applied), copy)
         if known != copy:
             raise Violation(f"after entry {applied} the copy of {server[:4]} is {copy}, another one {known}")
+
+
+class Ledger:
+    """What the log did with every command: the same everywhere, once, and what its client was told.
+
+    It also tells, in the end, what became of writes whose clients never learned it. (The search of
+    `linearizability` could find that out by trying, but not in the time that a run may take.)
+    """
+
+    def __init__(self) -> None:
+        self._operations: dict[tuple[int, int], Operation] = {}
+        self._numbers: dict[int, tuple[int, int]] = {}
+        self._results: dict[tuple[int, int], int] = {}
+        """Origin and number -> result."""
+
+    def numbered(self, origin: int, number: int, operation: Operation) -> None:
+        """A client has sent that operation under that number."""
+        self._operations[origin, number] = operation
+        self._numbers[operation.number] = (origin, number)
+
+    def applied(self, results: Results) -> None:
+        for number, result in enumerate(results.results, results.first):
+            place = (results.origin, number)
+            known = self._results.setdefault(place, result)
+            if result == FORGOTTEN or known == result:
+                continue
+            if known == FORGOTTEN:
+                self._results[place] = result
+                continue
+            raise Violation(f"command {number} of origin {results.origin} ended as {known}, and as {result}")
+
+    def told(self, operation: Operation, result: int) -> None:
+        known = self.result_of(operation)
+        if known != result:
+            raise Violation(f"a client was told {result}, and the log says {known}: {operation}")
+
+    def refused(self, operation: Operation) -> None:
+        if operation.number in self._numbers:
+            raise Violation(f"a client was told that it was never sent, and it was: {operation}")
+
+    def result_of(self, operation: Operation) -> int | None:
+        """None if it never took its place in the log."""
+        return self._results.get(self._numbers.get(operation.number, (0, 0)))
 
 
 class ReadInvariants:

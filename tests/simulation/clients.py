@@ -149,9 +149,8 @@ class Client:
         command = _command(operation)
         give_up_ms = self.local_ms() + (timeout_ms or self.random.choice(self.workload.timeouts_ms))
         self.under_way[operation.number] = (operation, command)
-        home, life = self.home, self.home.life
         self.origin.submit(
-            Parcel([command], 64, give_up_ms, lambda told: self._told(operation, command, told, home, life)),
+            Parcel([command], 64, give_up_ms, lambda told: self._told(operation, command, told)),
             self.local_ms(),
         )
         self.wake()
@@ -180,20 +179,14 @@ class Client:
             operation.condition = Condition.VERSION
             operation.if_version = self.random.choice(self.known_versions[-4:])
 
-    def _told(
-        self, operation: Operation, command: Command, told: list[int] | Lost, home: SimulatedNode, life: int
-    ) -> None:
+    def _told(self, operation: Operation, command: Command, told: list[int] | Lost) -> None:
         del self.under_way[operation.number]
-        operation.moved = home is not self.home or life != home.life
         if isinstance(told, Lost):
-            if told.certain:
-                operation.verdict = Verdict.REFUSED
-                self.world.end(operation, self.home)
-            else:
-                self.world.leave_unknown(operation, command.deadline_ms)
+            self._lost(operation, command, told.certain)
             return
         (result,) = told
-        _judge(operation, result)
+        self.world.ledger.told(operation, result)
+        judge(operation, result)
         if operation.version:
             self.known_versions.append(operation.version)
         self.world.end(operation, self.home)
@@ -209,6 +202,28 @@ class Client:
             parcel = Parcel(list(part), 64 * len(part), self.local_ms() + 1000, lambda told: None)
             self.origin.submit(parcel, self.local_ms())
         self.wake()
+
+    def _lost(self, operation: Operation, command: Command, certain: bool) -> None:
+        if certain:
+            operation.verdict = Verdict.REFUSED
+            self.world.ledger.refused(operation)
+            self.world.end(operation, self.home)
+        else:
+            self.world.leave_unknown(operation, command.deadline_ms)
+
+    def take_groups(self, cluster_ms: int) -> list[RawGroup]:
+        groups = self.origin.take_groups(self.local_ms(), cluster_ms)
+        if groups:
+            self._note_numbers()
+        return groups
+
+    def _note_numbers(self) -> None:
+        operations = {id(command): operation for operation, command in self.under_way.values()}
+        for group in self.origin._sent:
+            commands = [command for parcel in group.parcels for command in parcel.commands]
+            for number, command in enumerate(commands, group.raw.first):
+                if id(command) in operations:
+                    self.world.ledger.numbered(self.origin.id, number, operations[id(command)])
 
     # --- reading --------------------------------------------------------------------------------------
 
@@ -282,18 +297,14 @@ class LocalClient(Client):
         if nonce and nonce != self._enrolling:
             self._enrolling = nonce
             self.home.enrol(nonce, self)
-        for group in self.origin.take_groups(self.local_ms(), self.home.cluster_ms()):
+        for group in self.take_groups(self.home.cluster_ms()):
             self.home.submit(group, self)
 
     def home_died(self) -> None:
         """So this client did too: its callers are told nothing, and it starts anew with the process."""
         lost, self.under_way = self.under_way, {}
         for operation, command in lost.values():
-            if command.deadline_ms:
-                self.world.leave_unknown(operation, command.deadline_ms)
-            else:
-                operation.verdict = Verdict.REFUSED
-                self.world.end(operation, self.home)
+            self._lost(operation, command, certain=not command.deadline_ms)
         self.origin = self.new_origin()
         self._enrolling = b""
 
@@ -343,7 +354,7 @@ class RemoteClient(Client):
         if nonce and nonce != self._enrolling:
             self._enrolling = nonce
             self.at_home(lambda home: home.enrol(nonce, self))
-        self._submit(self.origin.take_groups(self.local_ms(), self._clock.read_ms(self.local_ms())))
+        self._submit(self.take_groups(self._clock.read_ms(self.local_ms())))
 
     def _submit(self, groups: list[RawGroup]) -> None:
         def submit(home: SimulatedNode) -> None:
@@ -398,7 +409,7 @@ def _command(operation: Operation) -> Command:
     return Rotate(id, operation.new_id.encode(), 0)
 
 
-def _judge(operation: Operation, result: int) -> None:
+def judge(operation: Operation, result: int) -> None:
     """What the public verbs would make of it."""
     current = conflicting_version(result)
     if result > 0:

@@ -7,7 +7,7 @@ about expiry and deadlines, are known to the observer within bounds only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
@@ -77,9 +77,6 @@ class Operation:
     """The one that was given, found, or in the way; 0: none, or not told."""
     expires_at_ms: int = 0
     """As a read found it."""
-    moved: bool = field(default=False, compare=False)
-    """Whether its client changed its home meanwhile (for people who read it)."""
-
     def __str__(self) -> str:
         what = [f"#{self.number} {self.client} {self.verb.value} {self.id}"]
         if self.new_id:

@@ -25,7 +25,7 @@ from typing import NamedTuple, TypeAlias
 
 from tests.simulation.history import FOREVER, Condition, Fields, Operation, Verb, Verdict
 
-MAX_STEPS = 200_000
+MAX_STEPS = 20_000
 """A search that takes longer says so instead of going on for ever."""
 
 
@@ -106,6 +106,11 @@ class _Search:
         ids = {id for operation in operations for id in (operation.id, operation.new_id) if id}
         self._ids = sorted(ids)
         self._place = {id: place for place, id in enumerate(self._ids)}
+        self._versions = sorted(
+            (operation.version, position)
+            for position, operation in enumerate(self._operations)
+            if _gives_version(operation)
+        )
         self._needed = 0
         for position, operation in enumerate(self._operations):
             if operation.verdict is not Verdict.UNKNOWN:
@@ -115,7 +120,7 @@ class _Search:
         start = _Point(0, (None,) * len(self._ids), 0, -1)
         stack = [(start, self._successors(start))]
         seen = {start}
-        longest: list[_Point] = [start]
+        furthest, longest = 0, [start]
         steps = 0
         while stack:
             point, successors = stack[-1]
@@ -127,11 +132,12 @@ class _Search:
                 continue
             steps += 1
             if steps > MAX_STEPS:
-                raise SearchTooLong(f"{len(self._operations)} operations on {', '.join(self._ids)}")
+                raise SearchTooLong(f"{MAX_STEPS} steps: {self._failure(longest)}")
             seen.add(following)
             stack.append((following, self._successors(following)))
-            if len(stack) > len(longest):
-                longest = [point for point, _ in stack]
+            explained = (following.taken & self._needed).bit_count()
+            if explained > furthest:
+                furthest, longest = explained, [point for point, _ in stack]
         return self._failure(longest)
 
     def _successors(self, point: _Point) -> Iterator[_Point]:
@@ -140,10 +146,11 @@ class _Search:
         if harmless is not None:
             yield harmless
             return
+        next_version = self._next_version(point)
         candidates.sort(key=lambda candidate: _preference(candidate[1]))
         for position, operation in candidates:
             version_given = operation.version if _gives_version(operation) else 0
-            if version_given and version_given <= point.last_version:
+            if next_version <= point.last_version or version_given not in (0, next_version):
                 continue
             for state, met in self._step(operation, point.state):
                 yield _Point(
@@ -170,6 +177,13 @@ class _Search:
                     latest_invoked=max(point.latest_invoked, operation.invoked),
                 )
         return None
+
+    def _next_version(self, point: _Point) -> int:
+        """Writes that were given versions can only come in their order."""
+        for version, position in self._versions:
+            if not point.taken >> position & 1:
+                return version
+        return FOREVER
 
     def _candidates(self, point: _Point) -> list[tuple[int, Operation]]:
         """What may come next: not taken, and begun before anything else not taken had ended."""
@@ -265,7 +279,7 @@ def _preference(operation: Operation) -> tuple[bool, int]:
 
 
 def _gives_version(operation: Operation) -> bool:
-    return operation.verdict is Verdict.DONE and operation.verb is not Verb.READ
+    return operation.verdict is Verdict.DONE and operation.verb is not Verb.READ and operation.version > 0
 
 
 def _alternatives(session: Session | None, operation: Operation) -> list[Session | None]:

@@ -163,7 +163,7 @@ class SimulatedNode:
         self._world.trace(self.name, "dies" if keep_state else "dies and loses its state")
         self.store.process_died()
         if self._work is not None and not self._is_performed and self._random.random() < 0.5:
-            self._work.perform()
+            self._perform(self._work)
         replica.stop()
         self._last_raft = replica.node
         self.replica = self._work = None
@@ -180,7 +180,7 @@ class SimulatedNode:
         self._world.process_died(self, replica.id)
 
     def crash_at_next_commit(self) -> None:
-        self.store.is_doomed = True
+        self.store.is_doomed = self.is_up
 
     def pause(self) -> None:
         if self.replica is not None and not self.is_paused:
@@ -318,8 +318,12 @@ class SimulatedNode:
             if delay_ms:
                 self._scheduler.after(delay_ms, lambda work=work: self._when_current(work, self._write))
             else:
-                work.perform()
+                self._perform(work)
                 self._finish(work)
+
+    def _perform(self, work: Work) -> None:
+        work.perform()
+        self._world.applied(work.outcomes)
 
     def _when_current(self, work: Work, action: Callable[[Work], None]) -> None:
         """Storage reports back, unless the process is another one by now."""
@@ -327,7 +331,7 @@ class SimulatedNode:
             self.run(lambda: action(work))
 
     def _write(self, work: Work) -> None:
-        work.perform()
+        self._perform(work)
         self._is_performed = True
         delay_ms = self._random.randint(0, 5)
         self._scheduler.after(delay_ms, lambda: self._when_current(work, self._finish))

@@ -26,9 +26,10 @@ from hotspare.raft.messages import Configuration
 from hotspare.raft.node import Timing
 from hotspare.session import record_expires_at_ms
 from hotspare.store import Row
+from hotspare.table import FORGOTTEN, Outcome, Results
 from tests.simulation import linearizability
-from tests.simulation.checkers import RaftInvariants, ReadInvariants, Violation
-from tests.simulation.clients import Client, LocalClient, RemoteClient, Workload
+from tests.simulation.checkers import Ledger, RaftInvariants, ReadInvariants, Violation
+from tests.simulation.clients import Client, LocalClient, RemoteClient, Workload, judge
 from tests.simulation.clocks import EPOCH_MS, NodeClock
 from tests.simulation.faults import PRIMARY, Fault, draw_plan
 from tests.simulation.history import Operation, Verb, Verdict
@@ -141,6 +142,7 @@ class World:
         self.network = Network(self.scheduler, self.trace, self.scenario.conditions)
         self.raft_invariants = RaftInvariants()
         self.read_invariants = ReadInvariants(MAX_STALENESS_MS)
+        self.ledger = Ledger()
         self.operations: list[Operation] = []
         self.is_healed = False
         self._ids = self.scheduler.stream("ids")
@@ -380,6 +382,11 @@ class World:
             if ahead_ms > ReadInvariants.MAX_SKEW_MS:
                 raise Violation(f"{node.name} leads with a clock that is {ahead_ms} ms ahead")
 
+    def applied(self, outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, Results):
+                self.ledger.applied(outcome)
+
     @property
     def _true_ms(self) -> int:
         return EPOCH_MS + self.scheduler.now_ms
@@ -439,6 +446,13 @@ class World:
             _check_expiry_index(node)
 
     def _judge(self) -> None:
+        for operation in self.operations:
+            if operation.verdict is Verdict.UNKNOWN and operation.verb is not Verb.READ:
+                result = self.ledger.result_of(operation)
+                if result is None:
+                    operation.verdict = Verdict.REFUSED
+                elif result != FORGOTTEN:
+                    judge(operation, result)
         failure = linearizability.check(self.operations)
         if failure is not None:
             raise Violation(str(failure))
