@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import socket
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from hotspare.cli import demo, main
 from hotspare.cli.demo.daemons import free_addresses
 from hotspare.cli.demo.ledger import Audit, Ledger
 from hotspare.cli.demo.monitor import Monitor, View
 from hotspare.cli.demo.stage import Picture, Pulse, Stage, open_stage, strip
+from hotspare.cli.demo.story import DemoFailed, Findings
 from hotspare.cli.demo.writers import WRITERS, Writers, store_many
 from hotspare.errors import OutcomeUnknown, Unavailable
 
@@ -256,6 +259,56 @@ def test_a_stage_without_a_picture_prints_each_event_at_once():
     assert console.file.getvalue() == "  0.00 s  something [happened]\n"
 
 
+# The verdict
+
+
+def findings(**changes):
+    clean = {node: Audit(5, 0, 0, 0) for node in "abcd"}
+    return Findings(audits=clean | changes.pop("audits", {}), digests=dict.fromkeys("abcd", "d1") | changes)
+
+
+def outcome(monkeypatch, capsys, result, *options):
+    async def run(_):
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(demo, "_run", run)
+    code = main(["demo", *options])
+    return code, capsys.readouterr()
+
+
+def test_a_demonstration_without_losses_exits_0(monkeypatch, capsys):
+    code, printed = outcome(monkeypatch, capsys, findings())
+    assert code == 0
+    assert "0 are lost" in printed.out
+    code, printed = outcome(monkeypatch, capsys, findings(), "--json")
+    assert code == 0
+    assert json.loads(printed.out)["nothing_lost"] is True
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"audits": {"b": Audit(5, 1, 0, 0)}},
+        {"audits": {"b": Audit(5, 0, 1, 0)}},
+        {"audits": {"b": Audit(5, 0, 0, 1)}},
+        {"c": "d2"},  # the digest of one copy
+    ],
+)
+def test_a_demonstration_that_finds_damage_exits_1(monkeypatch, capsys, damage):
+    assert outcome(monkeypatch, capsys, findings(**damage))[0] == 1
+    code, printed = outcome(monkeypatch, capsys, findings(**damage), "--json")
+    assert code == 1
+    assert json.loads(printed.out)["nothing_lost"] is False
+
+
+def test_a_demonstration_that_could_not_be_held_exits_2(monkeypatch, capsys):
+    code, printed = outcome(monkeypatch, capsys, DemoFailed("still waiting until there is a primary"))
+    assert (code, printed.out) == (2, "")
+    assert "still waiting" in printed.err
+
+
 # The nodes
 
 
@@ -289,6 +342,7 @@ def test_addresses_that_are_taken_are_left_out():
     first, *_ = free_addresses(4)
     host, port = first.split(":")
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind((host, int(port)))
         taken.listen()
         assert first not in free_addresses(4)

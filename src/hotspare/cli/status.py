@@ -89,7 +89,12 @@ def _print_table(asked: Status, nodes: Sequence[Status]) -> None:
         table.add_row(*_row(each, is_asked=each["node"] == asked["node"]))
     out.print(table)
     if asked["role"] == "unfounded":
-        out.print(Text("This node belongs to no cluster yet: see `hotspare start-cluster --help`.", "yellow"))
+        out.print(
+            Text(
+                "This node belongs to no cluster yet: it waits for its replicas or `hotspare start-cluster`.",
+                "yellow",
+            )
+        )
     else:
         out.print(Text(f"{copies(nodes)}."))
 

@@ -20,7 +20,6 @@ FIRST_PORT = 7401
 LAST_PORT = 29_999
 """Higher ones are handed out for outgoing connections: one could be taken while its node is dead."""
 
-STOP_SECONDS = 5.0
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -65,17 +64,6 @@ class Daemon:
             self._process.kill()
             self._process.wait()
 
-    def terminate(self) -> None:
-        if self._process is not None and self.is_running:
-            self._process.terminate()
-
-    def wait(self, timeout_seconds: float) -> None:
-        if self._process is not None:
-            try:
-                self._process.wait(timeout_seconds)
-            except subprocess.TimeoutExpired:
-                self.kill()
-
     def last_words(self, lines: int = 5) -> str:
         """The end of its log."""
         if not self.log.exists():
@@ -88,7 +76,7 @@ class Daemons:
 
     def __init__(self, count: int) -> None:
         base = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else None
-        self._directory = Path(tempfile.mkdtemp(prefix="hotspare-demo-", dir=base))
+        self._directory = Path(tempfile.mkdtemp(prefix=f"hotspare-demo-{os.getpid()}-", dir=base))
         nodes = free_addresses(count)
         self.by_name = {
             node: Daemon(node, [other for other in nodes if other != node], self._directory) for node in nodes
@@ -100,16 +88,10 @@ class Daemons:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        daemons = self.by_name.values()
-        try:
-            for daemon in daemons:
-                daemon.terminate()
-            for daemon in daemons:
-                daemon.wait(STOP_SECONDS)
-        finally:  # also when someone presses Ctrl-C once more
-            for daemon in daemons:
-                daemon.kill()
-            shutil.rmtree(self._directory, ignore_errors=True)
+        # Nobody will miss what they hold, so there is nothing to wait for.
+        for daemon in self.by_name.values():
+            daemon.kill()
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     def start(self) -> None:
         for daemon in self.by_name.values():

@@ -89,13 +89,13 @@ class _Story:
         await self._gather()
         await self._fill()
         await self._agree("all four copies are equal")
-        primary = self._primary()
-        others = [view.node for view in self._monitor.views if view is not primary]
-        writers = await self._begin_load(others)
+        first = await self._primary()
+        writers = await self._begin_load([view.node for view in self._monitor.views if view is not first])
         try:
             await asyncio.sleep(CALM_SECONDS)
             self._monitor.stare()
             await asyncio.sleep(LOOK_SECONDS)
+            primary = await self._primary()
             await self._kill(primary, writers)
             await asyncio.sleep(OUTAGE_SECONDS)
             await self._bring_back(primary)
@@ -112,7 +112,9 @@ class _Story:
         self._daemons.start()
         views = self._monitor.views
         await self._until("the four nodes form a cluster", lambda: all(view.is_ready for view in views))
-        self._stage.say(f"four nodes have founded a cluster, and {self._primary().node} is its primary")
+        self._stage.say(
+            f"four nodes have founded a cluster, and {(await self._primary()).node} is its primary"
+        )
         await self._stage.pause(LOOK_SECONDS)
 
     async def _fill(self) -> None:
@@ -231,10 +233,10 @@ class _Story:
     async def _audit(self, node: str) -> Audit:
         return self._ledger.audit(await read_copy(node))
 
-    def _primary(self) -> View:
+    async def _primary(self) -> View:
+        await self._until("there is a primary", lambda: self._monitor.primary is not None)
         primary = self._monitor.primary
-        if primary is None:
-            raise DemoFailed("there is no primary")
+        assert primary is not None
         return primary
 
     async def _until(self, what: str, is_so: Callable[[], bool]) -> None:
