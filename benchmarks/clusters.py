@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hotspare
+from hotspare.blocking import new_event_loop
+from hotspare.cluster.remote import RemoteEngine
 
 NODES = 4
 START_TIMEOUT_S = 30.0
@@ -111,7 +113,7 @@ class LoopThread:
     """An event loop that goes on turning, heartbeats and all, while the bench measures something else."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._loop = new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="bench-loop", daemon=True)
 
     def __enter__(self) -> LoopThread:
@@ -214,6 +216,7 @@ class DaemonCluster:
 
     def connect(self, resources: ExitStack, address: str) -> Any:
         """A client of one daemon, once that daemon can serve it."""
-        client = resources.enter_context(hotspare.SessionReplicator(attach=address))
+        engine = RemoteEngine([address])
+        client = resources.enter_context(hotspare.SessionReplicator(engine=engine))
         wait_until(f"{address} is ready", lambda: bool(client.get_replication_status()["ready"]))
         return client

@@ -213,7 +213,7 @@ class _Portal:
     """An event loop on a daemon thread."""
 
     def __init__(self) -> None:
-        self.loop = _new_loop()
+        self.loop = new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="hotspare", daemon=True)
         self._thread.start()
 
@@ -227,7 +227,7 @@ class _Portal:
         self.loop.close()
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+def new_event_loop() -> asyncio.AbstractEventLoop:
     """uvloop's when it is installed: it halves what a message costs."""
     try:
         import uvloop

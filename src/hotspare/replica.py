@@ -208,6 +208,14 @@ class Replica:
         """Whether a founding that was asked for here is under way."""
         return self._attempt is not None
 
+    def is_applied_everywhere(self, index: int) -> bool:
+        """Whether all members that answer show the log up to there. Only a leader sees who does not."""
+        node = self.node
+        if node is None or not node.is_leader:
+            return True
+        lagging = {peer.id for peer in self.peers.values() if peer.applied < index}
+        return not any(each.active and each.id in lagging for each in node.progress.values())
+
     def cluster_ms(self, now: Now) -> int:
         return self.clock.read_ms(now.boot_ms)
 
@@ -259,7 +267,7 @@ class Replica:
         peer = self.peers[name]
         if peer.id not in (NOBODY, incarnation):
             self._server_lost(peer.id)
-            peer.introduction = None
+            peer.introduction, peer.applied = None, 0
         peer.id, peer.address, peer.up = incarnation, address, True
         if self.node is not None:
             self.node.server_back(incarnation, now.boot_ms)
@@ -286,8 +294,7 @@ class Replica:
             return
         if not self._is_of_our_cluster(envelope):
             return
-        if peer_name in self.peers:
-            self.peers[peer_name].wall_skew_ms = envelope.wall_ms - now.wall_ms
+        self.peers.heard(peer_name, envelope, now.wall_ms)
         handler = _HANDLERS.get(type(message), Replica._on_raft)
         handler(self, peer_name, envelope, message)
         self._notice_changes()
@@ -353,15 +360,21 @@ class Replica:
 
     # --- outputs ----------------------------------------------------------------------------------------
 
-    def work(self, now: Now) -> Work | None:
-        """The next group commit, or None when there is nothing to do just now."""
+    @property
+    def has_untold_commit(self) -> bool:
+        """Whether the others are to be told soon (`work` without patience) what is committed."""
+        return self.node is not None and self.node.has_untold_commit
+
+    def work(self, now: Now, *, patience: bool = False) -> Work | None:
+        """The next group commit, or None when there is nothing to do just now. With `patience`, what is
+        committed is not told to the others unless entries leave for them anyway."""
         self._observe(now)
         node = self.node
         if node is None:
             return None
         self._propose()
-        while node.has_ready():
-            ready = node.ready()
+        while node.has_ready() or (not patience and node.has_untold_commit):
+            ready = node.ready(tell_commit=not patience)
             self._take_ready(node, ready)
             staged = self._take_chunks(ready.chunks)
             compacted = self._compact()
@@ -381,6 +394,7 @@ class Replica:
             node.applied_to(ready.committed[-1].index)
         if ready.snapshot is not None:
             self._on_installed(ready.snapshot)
+        self._outbox.applied = self.table.applied_index
         self.clock.at_least(self.table.stamp_ms)
         self._deliver(work.outcomes)
         self._begin_transfers(node, work)
@@ -415,6 +429,7 @@ class Replica:
         transaction.discard_staged()
         self.table = Table(transaction)
         transaction.commit()
+        self._outbox.applied = self.table.applied_index
         self.clock.at_least(self.table.stamp_ms)
         if state is not None:
             self._start_node(state.hard_state, Log(state.mark, state.entries))
@@ -865,9 +880,9 @@ class Replica:
 
     def _advance_operations(self) -> None:
         """Asks whoever leads for what has not been asked yet; ends what has come true."""
-        node, leader = self.node, self.leader
-        if self._operations.idle or node is None or not leader:
+        if self._operations.idle or self.node is None or not self.leader:
             return
+        node, leader = self.node, self.leader
         for context, verb, argument in self._operations.to_ask((leader, node.term)):
             if node.is_leader:
                 self._operations.perform(node, Route("", context), verb, argument)

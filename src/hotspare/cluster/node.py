@@ -55,6 +55,10 @@ from hotspare.table import Command, RawGroup, Registered, Results, UnknownOrigin
 logger = logging.getLogger("hotspare.cluster")
 
 INCARNATION_BYTES = 16
+MAX_TURN_MS = 20
+"""After so long the loop gets a chance to read and send before more is applied."""
+FLUSH_PAUSE_MS = 1
+"""Between two questions whether a slow copy shows everything by now."""
 MAX_RECORDS = 10_000
 """In one answer to `records`."""
 
@@ -93,6 +97,7 @@ class ClusterNode:
         """Cluster time at a local time. It outlives the replica: a read may end after it."""
         self._fresh_until_ms = -1
         self._is_pump_scheduled = False
+        self._is_telling_commit = False
         self._is_stopping = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
@@ -148,9 +153,10 @@ class ClusterNode:
 
     async def _be_alone(self) -> None:
         """A cluster of this node and nobody else, founded when it starts for the first time."""
+        timeout_ms = self.settings.replication_rpc_timeout_ms
         if self.replica.node is None:
-            await self._call_found(self.settings.replication_rpc_timeout_ms, [])
-        await self._until(lambda: self.is_fresh)
+            await self._call_found(timeout_ms, [])
+        await self._until_ready(timeout_ms)
 
     async def stop(self) -> None:
         """Answers what is pending, hands the leadership over, and leaves."""
@@ -186,9 +192,10 @@ class ClusterNode:
         if self._timer is not None:
             self._timer.cancel()
         self._writer.close("this node was stopped")
-        for future in self._contexts.values():
+        for future in [*self._contexts.values(), *(future for _, future in self._watchers)]:
             if not future.done():
                 future.set_exception(Unavailable("this node was stopped"))
+        self._watchers.clear()
         if self._transport is not None:
             await self._transport.stop()
         replica, self._replica = self._replica, None
@@ -284,20 +291,18 @@ class ClusterNode:
         return results
 
     async def _call_flush(self, timeout_ms: int) -> None:
-        """Returns when nothing that was written here is pending, and the copies that answer have it."""
+        """Returns when nothing that was written here is pending; on the primary, when all copies that answer
+        show it."""
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 await self._writer.wait_until_answered()
+                await self._until(lambda: not self.replica.pending_commands)
                 target = self.replica.node.log.last_index if self.replica.node is not None else 0
-                await self._until(lambda: not (self.replica.pending_commands or self._lagging(target)))
+                while not self.replica.is_applied_everywhere(target):
+                    await self._confirm(timeout_ms)  # in a round of heartbeats they tell how far they are
+                    await asyncio.sleep(FLUSH_PAUSE_MS / 1000)
         except TimeoutError:
             raise Unavailable("not everything was replicated in time") from None
-
-    def _lagging(self, index: int) -> bool:
-        node = self.replica.node
-        if node is None or not node.is_leader:
-            return False
-        return any(each.active and each.match < index for each in node.progress.values())
 
     def _check_writable(self) -> None:
         replica = self.replica
@@ -314,8 +319,15 @@ class ClusterNode:
         context = self.replica.found(addresses, timeout_ms, clocks.now())
         self._schedule()
         outcome = await self._wait_for_operation("start_cluster", "", context, timeout_ms + 1000)
-        await self._until(lambda: self.is_fresh)
+        await self._until_ready(timeout_ms)
         return outcome
+
+    async def _until_ready(self, timeout_ms: int) -> None:
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                await self._until(lambda: self.is_fresh)
+        except TimeoutError:
+            raise Unavailable("this node was not ready in time") from None
 
     async def _call_promote(self, timeout_ms: int) -> str:
         """Makes this node the primary, in an orderly way; what is pending is written first."""
@@ -440,24 +452,38 @@ class ClusterNode:
             self._is_pump_scheduled = True
             self._loop.call_soon(self._pump)
 
-    def _pump(self) -> None:
+    def _pump(self, *, patience: bool = True) -> None:
         """Does everything that follows from the inputs so far."""
         self._is_pump_scheduled = False
         if self._replica is None:
             return
         try:
-            self._turn(clocks.now())
+            self._turn(clocks.now(), patience=patience)
         except Exception as exc:
             self._fail(exc)
 
-    def _turn(self, now: Now) -> None:
+    def _tell_commit(self, postponed: bool) -> None:
+        """What is committed is told to the others at once, but after the callers: the next write of one who
+        waited for this one carries it along."""
+        if postponed:
+            self._loop.call_soon(self._tell_commit, False)
+            return
+        self._is_telling_commit = False
+        if self._replica is not None and self._replica.has_untold_commit:
+            self._pump(patience=False)
+
+    def _turn(self, now: Now, *, patience: bool) -> None:
         replica = self.replica
-        self._send_own_writes(now)
-        while (work := replica.work(now)) is not None:
+        if self._writer.origin.has_waiting:
+            self._send_own_writes(now)
+        while (work := replica.work(now, patience=patience)) is not None:
             self._send_out()  # before the work: the others begin while we write
             self.statistics.note_proposed(replica)
             work.perform()
             replica.finish(work, now)
+            if clocks.boot_ms() - now.boot_ms >= MAX_TURN_MS:
+                self._schedule()  # heartbeats never wait behind a long log or snapshot
+                break
         self._send_out()
         self._fresh_until_ms = self._fresh_until(replica)
         self.statistics.note_acknowledged(replica)
@@ -466,16 +492,22 @@ class ClusterNode:
             self._dispatch(events)
         if self._watchers:
             self._notify_watchers()
+        if replica.has_untold_commit and not self._is_telling_commit:
+            self._is_telling_commit = True
+            self._loop.call_soon(self._tell_commit, True)
         self._arm_timer()
 
     def _fresh_until(self, replica: Replica) -> int:
         return replica.fresh_as_of_ms + self.settings.max_staleness_ms if replica.fresh_as_of_ms >= 0 else -1
 
     def _send_out(self) -> None:
+        outbox = self.replica.take_outbox()
+        if not outbox:
+            return
         transport = self._transport
         assert transport is not None
         frames: dict[str, list[bytes]] = {}
-        for name, envelope in self.replica.take_outbox():
+        for name, envelope in outbox:
             frames.setdefault(name, []).append(messages.encode(envelope))
         for name, batch in frames.items():
             transport.send(name, batch)

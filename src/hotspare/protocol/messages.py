@@ -126,6 +126,8 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     cluster_ms: int
     """Cluster time: the leader's is the clock itself, the others' their estimate; 0 when unknown."""
     message: Message
+    applied: int = 0
+    """Up to which index the sender's copy shows the log."""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -94,6 +94,11 @@ class Origin:
         return self._waiting_commands < MAX_WAITING_COMMANDS and self._waiting_bytes < MAX_WAITING_BYTES
 
     @property
+    def has_waiting(self) -> bool:
+        """Whether there is anything that was not sent yet."""
+        return bool(self._waiting)
+
+    @property
     def pending(self) -> int:
         """Commands that have no answer yet."""
         return self._waiting_commands + sum(group.raw.count for group in self._sent)

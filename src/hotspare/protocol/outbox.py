@@ -19,7 +19,7 @@ class Now(NamedTuple):
 
 
 class Outbox:
-    """In order. Whoever owns it keeps `now`, `sender` and `cluster_id` as they are."""
+    """In order. Whoever owns it keeps `now`, `sender`, `cluster_id` and `applied` as they are."""
 
     def __init__(self, peers: Peers, clock: ClusterClock, now: Now) -> None:
         self._peers = peers
@@ -28,6 +28,7 @@ class Outbox:
         self.now = now
         self.sender: ServerId = NOBODY
         self.cluster_id = ""
+        self.applied = 0
 
     def post(self, message: RaftMessage) -> None:
         """To the server that the message names; dropped if no node is known to be that server."""
@@ -47,5 +48,7 @@ class Outbox:
     def _put(self, name: str, receiver: ServerId, message: Any) -> None:
         now = self.now
         cluster_ms = self._clock.read_ms(now.boot_ms)
-        envelope = Envelope(self.cluster_id, self.sender, receiver, now.wall_ms, cluster_ms, message)
+        envelope = Envelope(
+            self.cluster_id, self.sender, receiver, now.wall_ms, cluster_ms, message, self.applied
+        )
         self._waiting.append((name, envelope))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hotspare.protocol.membership import Presence
-from hotspare.protocol.messages import Introduction
+from hotspare.protocol.messages import Envelope, Introduction
 from hotspare.raft.messages import NOBODY, ServerId
 
 
@@ -21,6 +21,8 @@ class Peer:
     """What that incarnation said of itself last."""
     wall_skew_ms: int = 0
     """Its clock minus ours, as of its last message (the way here counts as skew)."""
+    applied: int = 0
+    """Up to which index its copy shows the log, at least."""
 
 
 class Peers(dict[str, Peer]):
@@ -39,6 +41,13 @@ class Peers(dict[str, Peer]):
 
     def is_up(self, server: ServerId) -> bool:
         return any(peer.up and peer.id == server for peer in self.values())
+
+    def heard(self, name: str, envelope: Envelope, wall_ms: int) -> None:
+        """Takes what every message tells of its sender."""
+        peer = self.get(name)
+        if peer is not None and peer.id == envelope.sender:
+            peer.wall_skew_ms = envelope.wall_ms - wall_ms
+            peer.applied = max(peer.applied, envelope.applied)
 
     def introduced(self) -> dict[str, tuple[ServerId, Introduction]]:
         """Those who are up and have said who they are."""

@@ -632,7 +632,7 @@ class Node:
         return index
 
     def _replicate(self, progress: Progress) -> None:
-        """Sends what the follower may be sent now, and tells it what it holds that is committed."""
+        """Sends what the follower may be sent now."""
         log = self.log
         while progress.may_send(log.last_index):
             if progress.next <= log.mark.index:
@@ -644,7 +644,10 @@ class Node:
             entries = log.entries(progress.next, MAX_APPEND_BYTES)
             self._send(Append(self.id, progress.id, self.term, previous, previous_term, entries, log.commit))
             progress.sent(entries, log.commit, self._now_ms)
-        held = min(log.commit, progress.match)
+
+    def _tell_commit(self, progress: Progress) -> None:
+        """Tells the follower what it holds that is committed, unless an Append or a heartbeat did."""
+        held = min(self.log.commit, progress.match)
         if progress.told_commit < held and progress.reachable:
             progress.told_commit = held
             self._send(Heartbeat(self.id, progress.id, self.term, held, round=0))
@@ -703,6 +706,7 @@ class Node:
         """The configuration without this server is committed: its work is done (the dissertation, 4.2.2)."""
         for progress in self.progress.values():
             self._replicate(progress)
+            self._tell_commit(progress)
         successor = self.best_successor()
         if successor and self.progress[successor].match == self.log.last_index:
             self._send(TimeoutNow(self.id, successor, self.term))
@@ -868,14 +872,29 @@ class Node:
             or self._read_round_due()
         )
 
-    def ready(self) -> Ready:
-        """Hands out what has to happen; the same thing never twice."""
+    @property
+    def has_untold_commit(self) -> bool:
+        """Whether some follower does not know how much of what it holds is committed."""
+        commit = self.log.commit
+        return any(
+            progress.reachable and progress.told_commit < min(commit, progress.match)
+            for progress in self.progress.values()
+        )
+
+    def ready(self, *, tell_commit: bool = True) -> Ready:
+        """Hands out what has to happen; the same thing never twice.
+
+        Without `tell_commit`, a commit index that no Append carries is not told yet (`has_untold_commit`):
+        whoever drives the node may wait a moment for the next entries, which save that message.
+        """
         if self.role is Role.LEADER:
             if self._read_round_due():
                 self._begin_round()
             self._replication_due = False
             for progress in self.progress.values():
                 self._replicate(progress)
+                if tell_commit:
+                    self._tell_commit(progress)
         ready = Ready(messages=self._messages, reads=self._reads)
         ready.chunks, ready.chunk_replies = self._chunks, self._chunk_replies
         ready.snapshots_wanted = self._snapshots_wanted
