@@ -32,12 +32,12 @@ ROWS_BESIDE_TIMELINE = 14
 
 REMEMBERED = 50_000
 STEP_SECONDS = 0.1
-STEPS = 60
+STEPS = 50
 BLOCKS = "▁▂▃▄▅▆▇█"
 
-DIGEST_DIGITS = 12
 MUCH_BEHIND = 100
-SESSIONS_BAR_COLUMNS = 16
+WIDE = 96
+"""From so many columns on there is room for longer bars and digests."""
 ROLES = {
     "primary": Text("● primary", "bold green"),
     "secondary": Text("● secondary", "cyan"),
@@ -174,18 +174,19 @@ class Picture(Stage):
 
     def _nodes(self) -> Table:
         table = Table(box=None, expand=True, header_style="dim", pad_edge=False)
-        table.add_column("node", no_wrap=True)
+        bar_columns, digits = (16, 12) if self.console.width >= WIDE else (6, 8)
+        table.add_column("node", no_wrap=True, min_width=max(len(view.node) for view in self.views))
         table.add_column("role", no_wrap=True, min_width=11)
         table.add_column("sessions", no_wrap=True, justify="right", min_width=8)
-        table.add_column("", width=SESSIONS_BAR_COLUMNS)
+        table.add_column("", width=bar_columns)
         table.add_column("applied", no_wrap=True, justify="right", min_width=8)
         table.add_column("behind", no_wrap=True, justify="right", min_width=6)
-        table.add_column("digest of the copy", no_wrap=True)
+        table.add_column("digest", no_wrap=True, min_width=digits)
         most = max([view.sessions for view in self.views] + [1])
         furthest = max(view.applied_index for view in self.views)
         digests = [view.digest for view in self.views]
         for view in self.views:
-            table.add_row(*_row(view, most, furthest, is_shared=digests.count(view.digest) > 1))
+            table.add_row(*_row(view, most, furthest, digits, is_shared=digests.count(view.digest) > 1))
         return table
 
     def _activity(self) -> RenderableType:
@@ -199,7 +200,7 @@ class Picture(Stage):
         elif self.pulse is not None:
             counts = self.pulse.now()
             line = Text.assemble(
-                ("writes acknowledged per 0.1 s  ", "dim"), strip(counts), f"  {counts[-1] if counts else 0}"
+                ("writes per 0.1 s  ", "dim"), strip(counts), f"  {counts[-1] if counts else 0}"
             )
             grid.add_row(line)
         else:
@@ -210,13 +211,14 @@ class Picture(Stage):
         grid = Table.grid(padding=(0, 2))
         grid.add_column(justify="right", style="dim", no_wrap=True, min_width=8)
         grid.add_column()
-        rows = max(3, self.console.height - ROWS_BESIDE_TIMELINE)
+        # At the end nothing has to be drawn over any more, and the picture may leave the top of the terminal.
+        rows = len(self.events) if self._has_ended else max(3, self.console.height - ROWS_BESIDE_TIMELINE)
         for event in self.events[-rows:]:
             grid.add_row(f"{event.seconds:.2f} s", event.text)
         return grid
 
 
-def _row(view: View, most: int, furthest: int, *, is_shared: bool) -> list[RenderableType]:
+def _row(view: View, most: int, furthest: int, digits: int, *, is_shared: bool) -> list[RenderableType]:
     role = ROLES[view.role]
     if view.role == "dead":
         return [Text(view.node, "red"), role, "", "", "", "", ""]
@@ -227,10 +229,10 @@ def _row(view: View, most: int, furthest: int, *, is_shared: bool) -> list[Rende
         Text(view.node, "bold" if view.role == "primary" else ""),
         role,
         thousands(view.sessions),
-        ProgressBar(total=most, completed=view.sessions, width=SESSIONS_BAR_COLUMNS, complete_style="blue"),
+        ProgressBar(total=most, completed=view.sessions, complete_style="blue"),
         thousands(view.applied_index),
         Text(thousands(behind), "yellow" if behind > MUCH_BEHIND else "dim"),
-        Text(view.digest[:DIGEST_DIGITS], "green" if is_shared else "dim"),
+        Text(view.digest[:digits], "green" if is_shared else "dim"),
     ]
 
 

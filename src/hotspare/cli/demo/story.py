@@ -112,9 +112,7 @@ class _Story:
         self._daemons.start()
         views = self._monitor.views
         await self._until("the four nodes form a cluster", lambda: all(view.is_ready for view in views))
-        self._stage.say(
-            f"four nodes have founded a cluster, and {(await self._primary()).node} is its primary"
-        )
+        self._stage.say(f"four nodes have founded a cluster; {(await self._primary()).node} is primary")
         await self._stage.pause(LOOK_SECONDS)
 
     async def _fill(self) -> None:
