@@ -1,9 +1,14 @@
-"""Every test gets daemons of its own; when one fails, what they logged stands in its report."""
+"""Every test gets daemons of its own; when one fails, what they logged stands in its report.
+
+`TEST_ROUNDS=10 pytest tests/processes` repeats every fault ten times as often.
+"""
 
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +16,8 @@ import pytest
 from tests.processes.daemons import Daemons
 
 ROUNDS = int(os.environ.get("TEST_ROUNDS", "1"))
-"""How often every fault is repeated, as a multiple of what `make test` does."""
+TIMEOUT_SECONDS = 120
+"""Of a test with one round."""
 
 _daemons = pytest.StashKey[Daemons]()
 
@@ -34,7 +40,25 @@ def cluster(daemons: Daemons) -> Daemons:
 
 @pytest.fixture
 def rounds() -> int:
+    """What to multiply the number of faults with."""
     return ROUNDS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_SECONDS * ROUNDS))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How long failovers took; not shown when several processes run the tests."""
+    for name in ("failover_ms",):
+        reports = terminalreporter.getreports("passed")
+        values = [value for report in reports for key, value in report.user_properties if key == name]
+        if values:
+            terminalreporter.write_line(
+                f"{name}: median {statistics.median(values):.0f}, max {max(values):.0f} of {len(values)}"
+            )
 
 
 @pytest.hookimpl(wrapper=True)
