@@ -74,6 +74,8 @@ class AsyncSessionReplicator:
     def __init__(
         self, settings: Settings | None = None, *, engine: Engine | None = None, **overrides: Any
     ) -> None:
+        if settings is None and engine is not None:
+            settings = Settings()  # what file and environment say is meant for nodes
         self.settings = _settings(settings, overrides)
         self.engine = engine if engine is not None else _in_process_node(self.settings)
         self._timeout_ms = self.settings.replication_rpc_timeout_ms

@@ -102,15 +102,15 @@ UNCONDITIONAL: Final = 0
 IF_ABSENT: Final = -1
 IF_PRESENT: Final = -2
 
-
-# Commands are not frozen: their deadline is set as they leave, which may be long after they were made.
-
-
 KEEP_EXPIRY_MS: Final = 0
 """In place of a TTL: the expiry stays. Only in a put under an exact version."""
 
 
-class Put(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, tag=0):
+class _Command(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Not frozen: the deadline is set as it leaves, which may be long after it was made."""
+
+
+class Put(_Command, tag=0):
     """Stores a session. `condition`: one of the above, or the version that must be there."""
 
     id: bytes
@@ -122,13 +122,13 @@ class Put(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False,
     condition: int = UNCONDITIONAL
 
 
-class Delete(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, tag=1):
+class Delete(_Command, tag=1):
     id: bytes
     deadline_ms: int
     condition: int = UNCONDITIONAL
 
 
-class Touch(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, tag=2):
+class Touch(_Command, tag=2):
     """Moves the expiry and nothing else: version and data stay, so that it never undoes a write."""
 
     id: bytes
@@ -136,7 +136,7 @@ class Touch(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=Fals
     deadline_ms: int
 
 
-class Patch(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, tag=3):
+class Patch(_Command, tag=3):
     """Removes and sets encoded top-level fields, unless the data would grow beyond `limit_bytes`."""
 
     id: bytes
@@ -147,7 +147,7 @@ class Patch(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=Fals
     limit_bytes: int
 
 
-class Rotate(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False, tag=4):
+class Rotate(_Command, tag=4):
     """Gives a session a new id and a new version; data and expiry stay."""
 
     id: bytes
@@ -495,8 +495,10 @@ class _Sessions:
             id, data, ttl_ms = command.id, command.data, command.ttl_ms
             if command.deadline_ms < stamp_ms:
                 done(EXPIRED)
-            elif not (data and 0 < len(id) <= MAX_ID_BYTES and ttl_ms <= MAX_TTL_MS) or (
-                ttl_ms <= 0 and not (ttl_ms == KEEP_EXPIRY_MS and command.condition > 0)
+            elif not (
+                data
+                and 0 < len(id) <= MAX_ID_BYTES
+                and (0 < ttl_ms <= MAX_TTL_MS or (ttl_ms == KEEP_EXPIRY_MS and command.condition > 0))
             ):
                 done(INVALID)
             elif full:
@@ -506,7 +508,7 @@ class _Sessions:
                 if command.condition and (conflict := self._conflict(command.condition, old)):
                     done(conflict)
                     continue
-                expires_at_ms = stamp_ms + ttl_ms if ttl_ms else self._expiry_of(old)
+                expires_at_ms = stamp_ms + ttl_ms if ttl_ms or old is None else record_expires_at_ms(old)
                 record = pack_record(version, expires_at_ms, command.flags, command.checksum, data)
                 if old is None:
                     count += 1
@@ -609,10 +611,6 @@ class _Sessions:
     def _live(self, id: bytes) -> bytes | None:
         record = self._get(id)
         return None if record is None or record_expires_at_ms(record) <= self._stamp_ms else record
-
-    def _expiry_of(self, record: bytes | None) -> int:
-        assert record is not None, "an exact version was there"
-        return record_expires_at_ms(record)
 
     def _conflict(self, condition: int, record: bytes | None) -> int:
         """The result of a condition that does not hold, 0 if it holds."""

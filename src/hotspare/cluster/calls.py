@@ -48,6 +48,12 @@ class Unregistered(msgspec.Struct, array_like=True, frozen=True, tag="unregister
     origin: int
 
 
+class Unwritable(msgspec.Struct, array_like=True, frozen=True, tag="unwritable"):
+    """The answer to an enrolment: this node takes no writes, and why."""
+
+    reason: str
+
+
 class Return(msgspec.Struct, array_like=True, frozen=True, tag="return"):
     context: int
     value: Any
@@ -59,7 +65,7 @@ class Failure(msgspec.Struct, array_like=True, frozen=True, tag="failure"):
     """As `HotspareError.to_dict` made it."""
 
 
-ToClient: TypeAlias = Enrolled | Answers | Unregistered | Return | Failure
+ToClient: TypeAlias = Enrolled | Answers | Unregistered | Unwritable | Return | Failure
 
 _encoder = msgspec.msgpack.Encoder()
 _from_client = msgspec.msgpack.Decoder(FromClient)

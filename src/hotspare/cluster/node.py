@@ -176,7 +176,8 @@ class ClusterNode:
     async def _settle_writes(self) -> None:
         timeout_ms = self.settings.replication_rpc_timeout_ms
         with suppress(TimeoutError):  # close() tells their callers
-            await asyncio.wait_for(self._writer.wait_until_answered(), timeout_ms / 1000)
+            async with asyncio.timeout(timeout_ms / 1000):
+                await self._writer.wait_until_answered()
 
     async def _hand_over(self) -> None:
         replica = self.replica
@@ -281,14 +282,12 @@ class ClusterNode:
 
     async def write(self, commands: list[Command], timeout_ms: int) -> list[int]:
         """One result a command. Raises Unavailable or OutcomeUnknown."""
-        self._check_writable()
+        self.check_writable()
         try:
-            results = await self._writer.write(commands, size_of(commands), clocks.boot_ms(), timeout_ms)
+            return await self._writer.write(commands, size_of(commands), clocks.boot_ms(), timeout_ms)
         except (Unavailable, OutcomeUnknown):
             self.statistics.failed_replications += len(commands)
             raise
-        self.statistics.total_replicated += len(commands)
-        return results
 
     async def _call_flush(self, timeout_ms: int) -> None:
         """Returns when nothing that was written here is pending; on the primary, when all copies that answer
@@ -304,7 +303,8 @@ class ClusterNode:
         except TimeoutError:
             raise Unavailable("not everything was replicated in time") from None
 
-    def _check_writable(self) -> None:
+    def check_writable(self) -> None:
+        """Raises Unavailable if writes have no chance here."""
         replica = self.replica
         if self._is_stopping:
             raise Unavailable("this node is being stopped")
@@ -374,7 +374,8 @@ class ClusterNode:
         future = self._contexts[context] = self._loop.create_future()
         self._schedule()
         try:
-            return await asyncio.wait_for(future, timeout_ms / 1000)
+            async with asyncio.timeout(timeout_ms / 1000):
+                return await future
         except TimeoutError:
             raise Unavailable(complaint) from None
         finally:
@@ -518,6 +519,7 @@ class ClusterNode:
         self._writer.notice()
 
     def _on_results(self, event: Results) -> None:
+        self.statistics.total_replicated += len(event.results)
         home = self._homes.get(event.origin)
         if home is not None:
             home.answered(event.origin, event.first, event.results)

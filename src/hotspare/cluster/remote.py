@@ -116,7 +116,8 @@ class RemoteEngine:
         self._send(call)
         try:
             # The node keeps to the timeout; the client's own is for a node that is gone.
-            return await asyncio.wait_for(future, (timeout_ms + CONNECT_TIMEOUT_MS) / 1000)
+            async with asyncio.timeout((timeout_ms + CONNECT_TIMEOUT_MS) / 1000):
+                return await future
         except TimeoutError:
             raise Unavailable(f"none of {self._all_addresses()} answered in time") from None
         finally:
@@ -201,6 +202,10 @@ class RemoteEngine:
     def _on_unregistered(self, message: calls.Unregistered) -> None:
         self._writer.origin.unknown(message.origin)
 
+    def _on_unwritable(self, message: calls.Unwritable) -> None:
+        self._enrolling = b""
+        self._writer.origin.refuse(message.reason)
+
     def _on_return(self, message: calls.Return) -> None:
         _, future = self._calls.get(message.context, (None, None))
         if future is not None and not future.done():
@@ -257,6 +262,7 @@ _REACTIONS: dict[type, Any] = {
     calls.Enrolled: RemoteEngine._on_enrolled,
     calls.Answers: RemoteEngine._on_answers,
     calls.Unregistered: RemoteEngine._on_unregistered,
+    calls.Unwritable: RemoteEngine._on_unwritable,
     calls.Return: RemoteEngine._on_return,
     calls.Failure: RemoteEngine._on_failure,
 }

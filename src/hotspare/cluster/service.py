@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from hotspare.cluster import calls, clocks
-from hotspare.errors import HotspareError, ProtocolError
+from hotspare.errors import HotspareError, ProtocolError, Unavailable
 from hotspare.table import check_group
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ClientSession:
             if isinstance(message, calls.Submit):
                 self._submit(message)
             elif isinstance(message, calls.EnrolClient):
-                self._node.enrol(message.nonce, self)
+                self._enrol(message)
             else:
                 self._call(message)
 
@@ -50,6 +50,14 @@ class ClientSession:
         self._node.leave(self)
         for task in self._calls:
             task.cancel()
+
+    def _enrol(self, message: calls.EnrolClient) -> None:
+        try:
+            self._node.check_writable()
+        except Unavailable as exc:
+            self._send(calls.Unwritable(exc.reason))
+        else:
+            self._node.enrol(message.nonce, self)
 
     def _submit(self, message: calls.Submit) -> None:
         for group in message.groups:

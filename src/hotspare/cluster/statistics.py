@@ -33,9 +33,9 @@ class Statistics:
         self.recovery_time_ms = 0
         """How long the last of them left the cluster without a primary."""
         self.failed_replications = 0
-        """Writes that ended as Unavailable or OutcomeUnknown."""
+        """Writes of this process that ended as Unavailable or OutcomeUnknown."""
         self.total_replicated = 0
-        """Writes of this node's origins that were acknowledged."""
+        """Writes that came through this node, from clients too, and were answered."""
         self._proposed: deque[tuple[int, float]] = deque(maxlen=MAX_UNACKNOWLEDGED)
         """(last index, when) of what this leader has proposed."""
         self._acknowledged: dict[str, int] = {}

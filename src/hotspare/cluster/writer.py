@@ -82,7 +82,8 @@ class Writer:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(future)
         try:
-            await asyncio.wait_for(future, timeout_ms / 1000)
+            async with asyncio.timeout(timeout_ms / 1000):
+                await future
         except TimeoutError:
             raise Unavailable("too many writes wait already, and none of them got through in time") from None
 

@@ -29,6 +29,11 @@ class _Asked(NamedTuple):
     argument: str
     last_leader: tuple[str, int]
 
+    def is_done_by(self, leader: str) -> bool:
+        """Whether it has come true in that this node leads: the primary that was to go has gone."""
+        was_to_go = self.verb == "failover" and self.argument == self.last_leader[0]
+        return was_to_go and leader != self.argument
+
 
 class _Transfer(NamedTuple):
     route: Route
@@ -85,8 +90,10 @@ class Operations:
     def to_ask(self, leader: tuple[str, int]) -> list[tuple[int, str, str]]:
         """What this leader (a name and its term) has not been asked yet: (context, verb, argument)."""
         fresh = []
-        for context, asked in self._asked.items():
-            if asked.last_leader != leader:
+        for context, asked in list(self._asked.items()):
+            if asked.is_done_by(leader[0]):
+                self.replied(OperationReply(context, "done", f"{leader[0]} is primary"))
+            elif asked.last_leader != leader:
                 self._asked[context] = asked._replace(last_leader=leader)
                 fresh.append((context, asked.verb, asked.argument))
         return fresh

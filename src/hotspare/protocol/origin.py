@@ -214,6 +214,11 @@ class Origin:
         if origin == self.id:
             self._abandon("this writer's registration expired while the write was under way")
 
+    def refuse(self, reason: str) -> None:
+        """Ends what was not sent: nobody would take it."""
+        while self._waiting:
+            self._drop_first_waiting().done(Lost(True, reason))
+
     def expire(self, now_ms: int) -> None:
         """Tells those whose time is up. Their numbers stay unanswered, and are sent until they are."""
         self._expire_waiting(now_ms)
@@ -223,8 +228,7 @@ class Origin:
 
     def close(self, reason: str) -> None:
         """Ends everything: nothing can come back any more."""
-        while self._waiting:
-            self._drop_first_waiting().done(Lost(True, reason))
+        self.refuse(reason)
         self._abandon(reason)
 
     def _abandon(self, reason: str) -> None:
