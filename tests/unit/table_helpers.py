@@ -50,9 +50,13 @@ class Copy:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.txn: Transaction | None = None
-        with_rows = store.begin()
-        self.table = Table(with_rows)
-        with_rows.commit()
+        self.restart()
+
+    def restart(self) -> None:
+        """All that the table knows is what its rows say."""
+        txn = self.store.begin()
+        self.table = Table(txn)
+        txn.commit()
 
     def begin(self) -> Transaction:
         self.txn = self.store.begin()

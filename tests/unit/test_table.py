@@ -33,6 +33,7 @@ from hotspare.table import (
     IF_ABSENT,
     IF_PRESENT,
     INVALID,
+    KEEP_EXPIRY_MS,
     MAX_COMMANDS_PER_BATCH,
     ORIGIN_TTL_MS,
     PRUNE_PER_BATCH,
@@ -164,6 +165,24 @@ class TestPut:
         assert driver.run_one(put(b"x", {"new": 1}, condition=IF_ABSENT)) > 0
         assert [decode_record(each) for each in kept(driver).values()] == [{"new": 1}]
 
+    def test_under_an_exact_version_it_can_keep_the_expiry(self, driver: Driver) -> None:
+        version = driver.run_one(put(b"x", ttl_ms=1_000))
+        driver.wait(500)
+        merged = put(b"x", {"merged": 1}, ttl_ms=KEEP_EXPIRY_MS, condition=version)
+        after, again = driver.run(merged, merged)
+        assert after > version
+        assert again == -after
+        stored = record(driver, b"x")
+        assert decode_record(stored) == {"merged": 1}
+        assert record_expires_at_ms(stored) == START_MS + 1_000
+        kept(driver)
+
+    def test_keeping_the_expiry_brings_nothing_back(self, driver: Driver) -> None:
+        version = driver.run_one(put(b"x", ttl_ms=10))
+        driver.wait(10)
+        assert driver.run_one(put(b"x", ttl_ms=KEEP_EXPIRY_MS, condition=version)) == CONFLICT_ABSENT
+        assert kept(driver) == {}
+
 
 class TestDelete:
     def test_it_ends_a_session(self, driver: Driver) -> None:
@@ -229,7 +248,7 @@ class TestPatch:
 
     @pytest.mark.parametrize("flags", [COMPRESSED, ENCRYPTED, COMPRESSED | ENCRYPTED, 8])
     def test_data_it_cannot_look_into_is_left_to_the_origin(self, driver: Driver, flags: int) -> None:
-        version = driver.run_one(put(b"x", b"opaque", flags=flags))
+        version = driver.run_one(put(b"x", b"\x80", flags=flags))
         assert driver.run_one(patch(b"x", {"a": 1})) == UNMERGEABLE
         found = driver.store.get(b"x")
         assert found is not None
@@ -401,8 +420,10 @@ class TestInvalidCommands:
         [
             put(b""),
             put(b"i" * 256),
-            put(b"x", ttl_ms=0),
+            put(b"x", ttl_ms=KEEP_EXPIRY_MS),
+            put(b"x", ttl_ms=KEEP_EXPIRY_MS, condition=IF_PRESENT),
             put(b"x", ttl_ms=-1),
+            put(b"x", ttl_ms=-1, condition=1 << 16),
             put(b"x", ttl_ms=MAX_TTL_MS + 1),
             put(b"x", ttl_ms=2**64 - 1),
             put(b"x", b""),
@@ -641,14 +662,23 @@ class TestOrigins:
 
     def test_seen_results_are_forgotten(self, driver: Driver) -> None:
         driver.run(put(b"1"))
-        two, three = driver.run(put(b"2"), put(b"3"))
+        _, three = driver.run(put(b"2"), put(b"3"))
         driver.batch(group(driver.origin, 4, put(b"4"), seen=2))
         (outcome,) = driver.batch(group(driver.origin, 1, put(b"1"), put(b"2"), put(b"3")))
         assert outcome == Results(driver.origin, 1, [FORGOTTEN, FORGOTTEN, three])
-        assert two
-        assert [key for space, key, _ in driver.rows() if space == "table" and key[:1] == b"r"] == [
-            b"r" + driver.origin.to_bytes(8, "big") + number.to_bytes(8, "big") for number in (2, 4)
-        ]
+
+    @pytest.mark.parametrize(
+        ("seen", "left"), [(0, [1, 2, 4]), (1, [2, 4]), (2, [2, 4]), (3, [4]), (4, []), (9, [])]
+    )
+    def test_the_rows_of_runs_seen_as_a_whole_are_deleted(
+        self, driver: Driver, seen: int, left: list[int]
+    ) -> None:
+        driver.run(put(b"1"))
+        driver.run(put(b"2"), put(b"3"))
+        driver.run(put(b"4"))
+        driver.batch(group(driver.origin, 5, seen=seen))
+        runs = [key for space, key, _ in driver.rows() if space == "table" and key[:1] == b"r"]
+        assert runs == [b"r" + driver.origin.to_bytes(8, "big") + first.to_bytes(8, "big") for first in left]
 
     def test_what_has_not_run_cannot_have_been_seen(self, driver: Driver) -> None:
         driver.batch(group(driver.origin, 1, put(b"1"), seen=1_000))
@@ -768,16 +798,20 @@ class TestPersistence:
         self, driver: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(table_module, "MAX_ORIGINS", 3)
-        second, third = driver.register(), driver.register()
-        driver.batch(group(third, 1), group(driver.origin, 1), group(second, 1))
-        again = Copy(driver.store)
-        again.apply(driver.next_index, REGISTRATION, Registration(b"", START_MS).encode())
-        known = [again.table.has_origin(id) for id in (driver.origin, second, third)]
-        assert known == [True, True, False]
+        second = driver.register()
+        driver.batch(group(second, 1), group(driver.origin, 1))
+        third = driver.register()
+        survivors = [driver.origin, second, third]
+        for idlest in (second, driver.origin, third):
+            driver.restart()
+            survivors.remove(idlest)
+            survivors.append(driver.register())
+            assert [id for id in range(driver.next_index) if driver.table.has_origin(id)] == sorted(survivors)
 
-    def test_saving_again_writes_nothing(self, driver: Driver) -> None:
+    def test_saving_without_changes_writes_nothing(self, driver: Driver) -> None:
         driver.run(put(b"x"))
         driver.table.save(Untouchable())
+        Copy(driver.store).table.save(Untouchable())
 
     def test_an_entry_is_not_applied_twice(self, driver: Driver) -> None:
         with pytest.raises(AssertionError):

@@ -36,6 +36,7 @@ from hotspare.table import (
     FULL,
     IF_ABSENT,
     IF_PRESENT,
+    KEEP_EXPIRY_MS,
     REGISTRATION,
     TAKEN,
     TOO_LARGE,
@@ -156,7 +157,10 @@ class Model:
                 return conflict
         if isinstance(command, Put):
             data = None if command.flags else decode_record(bytes(20) + b"\x10" + command.data)
-            self.sessions[command.id] = Kept(version, self.stamp_ms + command.ttl_ms, data)
+            expires_at_ms = self.stamp_ms + command.ttl_ms
+            if command.ttl_ms == KEEP_EXPIRY_MS and kept is not None:
+                expires_at_ms = kept.expires_at_ms
+            self.sessions[command.id] = Kept(version, expires_at_ms, data)
             return version
         if kept is None:
             return ABSENT
@@ -250,6 +254,8 @@ def commands(draw: st.DrawFn) -> Callable[[Model], Command]:
     new_id = draw(IDS.filter(lambda other: other != id))
     flags = draw(st.sampled_from([0, 0, COMPRESSED]))
     limit_bytes = draw(st.sampled_from([1 << 16, 7]))
+    if kind is Put and wanted == "current" and draw(st.booleans()):
+        ttl_ms = KEEP_EXPIRY_MS
     remove = draw(st.lists(st.sampled_from("klm"), max_size=2))
 
     def build(model: Model) -> Command:
