@@ -274,8 +274,10 @@ async def test_a_name_that_does_not_resolve_at_first_is_looked_up_again(start, m
         if host != "host-b":
             return look_up(host, *arguments, **options)
         lookups.append(host)
-        if len(lookups) < 4:
+        if len(lookups) == 1:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        if len(lookups) < 4:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         return look_up("127.0.0.1", *arguments, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", late)
@@ -542,6 +544,19 @@ async def test_what_was_held_back_goes_on_when_the_peer_reads_again(start):
         await a.transport.stop()
 
 
+async def test_a_peer_that_dials_anew_leaves_nothing_of_its_old_connection(start):
+    a = await start("a")
+    old, new = await Stranger.dial(a), await Stranger.dial(a)
+    old.say(PREAMBLE + encode_greeting(Hello("node", "b", "b-1")))
+    await until(lambda: "b" in a.transport._incoming)
+    new.say(PREAMBLE + encode_greeting(Hello("node", "b", "b-1")))
+    assert await old.is_hung_up_on()
+    new.say(b"".join(with_headers([b"hello"])))
+    await until(lambda: a.frames)
+    assert a.frames == [("b", b"hello")]
+    await new.hang_up()
+
+
 async def test_a_peer_that_answers_where_only_we_send_is_cut_off(start, log):
     a = await start("a")
 
@@ -680,13 +695,15 @@ async def test_a_stranger_who_looks_in_and_leaves_is_not_worth_a_word(start, log
 
 async def test_a_crowd_of_strangers_does_not_keep_a_client_out(start, monkeypatch):
     monkeypatch.setattr(transport_module, "MAX_HANDSHAKES", 4)
+    monkeypatch.setattr(transport_module, "HANDSHAKE_TIMEOUT_MS", 10**6)
     a = await start("a")
     crowd = [await Stranger.dial(a) for _ in range(6)]
+    assert await crowd[0].is_hung_up_on()  # the one who has been silent longest
     client = await connect_client(a.address, Client())
     assert len(a.transport._strangers) < 4
     client.close()
     await client.ended
-    for stranger in crowd:
+    for stranger in crowd[1:]:
         await stranger.hang_up()
 
 
@@ -836,6 +853,19 @@ async def test_clients_hear_that_their_node_is_shutting_down(a):
         assert not connection.send([b"too late"])
     with pytest.raises(Unavailable, match="cannot be reached: nothing listens there"):
         await connect_client(a.address, Client())
+
+
+async def test_nothing_is_heard_any_more_after_a_farewell(a):
+    stranger = await Stranger.dial(a)
+    stranger.say(PREAMBLE + encode_greeting(Hello("client")))
+    await until(lambda: a.clients)
+    a.clients[0].connection.part(Rejected(RejectionCode.BUSY, "come back later"))
+    stranger.say(b"".join(with_headers([b"one more"])))
+    assert b"come back later" in await stranger.reader.read()
+    await stranger.hang_up()
+    await until(lambda: a.clients[0].reason)
+    assert a.clients[0].reason == "come back later"
+    assert a.clients[0].received == []
 
 
 async def test_a_stop_does_not_wait_for_a_client_that_does_not_listen(a, monkeypatch):
