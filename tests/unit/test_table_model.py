@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hotspare import table as table_module
@@ -407,9 +407,9 @@ SOME_LOG = [
 ]
 
 
-@given(st.lists(STEPS, max_size=30))
+@given(st.lists(STEPS, max_size=20))
 @example(SOME_LOG)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120)
 def test_in_dictionaries_it_does_what_the_model_does(steps: list[Any]) -> None:
     def new_store() -> Store:
         return PlainStore(undo=True)
@@ -423,7 +423,7 @@ def test_in_dictionaries_it_does_what_the_model_does(steps: list[Any]) -> None:
 
 @given(st.lists(STEPS, max_size=20))
 @example(SOME_LOG)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 def test_on_both_stores_it_ends_with_the_same_rows(steps: list[Any]) -> None:
     with ExitStack() as cleanup:
         run = Run(PlainStore(), new_lmdb_store(cleanup), lambda: new_lmdb_store(cleanup))
