@@ -424,6 +424,7 @@ class Replica:
         identity = journal.load_identity(transaction)
         if identity is None:
             identity = self._mint(transaction)
+        journal.check_owner(identity, self.config.name)
         self._be(identity)
         state = journal.load(transaction)
         transaction.discard_staged()

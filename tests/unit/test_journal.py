@@ -46,6 +46,13 @@ def test_an_identity_of_a_newer_format_is_refused(txn):
         journal.load_identity(txn)
 
 
+def test_what_another_node_wrote_is_refused_by_name():
+    identity = Identity("b" * 32, "127.0.0.1:7401", "c1")
+    journal.check_owner(identity, "127.0.0.1:7401")
+    with pytest.raises(StoreForeign, match=r"127\.0\.0\.1:7401.*127\.0\.0\.1:7402"):
+        journal.check_owner(identity, "127.0.0.1:7402")
+
+
 def test_hard_state_and_entries_come_back(txn):
     journal.save_ready(txn, HardState(3, "a" * 32), entries(1, 5))
     assert journal.load(txn) == State(HardState(3, "a" * 32), BEGINNING, entries(1, 5))

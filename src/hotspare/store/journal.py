@@ -70,6 +70,12 @@ def load_identity(txn: Transaction) -> Identity | None:
     return identity
 
 
+def check_owner(identity: Identity, name: str) -> None:
+    """Raises StoreForeign if another node wrote this: no two nodes may share one server's votes."""
+    if identity.name != name:
+        raise StoreForeign(_WHERE, f"it is the directory of node {identity.name}, and this is node {name}")
+
+
 def save_ready(
     txn: Transaction,
     hard_state: HardState | None = None,
