@@ -506,6 +506,11 @@ class TestAdmission:
         with pytest.raises(msgspec.ValidationError):
             msgspec.msgpack.decode(encoded, type=RawGroup)
 
+    def test_a_group_from_a_newer_version_does_not_decode(self) -> None:
+        encoded = msgspec.msgpack.encode([1, 1, 0, 0, [], "a field that we do not know"])
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.msgpack.decode(encoded, type=RawGroup)
+
     def test_the_bytes_of_the_origin_enter_the_log_unchanged(self) -> None:
         commands: list[Command] = [put(b"x", {"a": 1}), patch(b"x", {"b": 2})]
         raw = msgspec.msgpack.decode(msgspec.msgpack.encode(group(5, 7, *commands, seen=3)), type=RawGroup)
