@@ -194,6 +194,16 @@ def test_a_node_that_does_not_say_who_it_is_is_refused():
         decode_hello(body_of(encode_greeting(Hello("node", name="a:1"))))
 
 
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "x" * 1001])
+def test_what_does_not_belong_into_a_log_is_no_greeting_and_no_farewell(inbound, text):
+    with pytest.raises(ProtocolError, match="printable characters"):
+        decode_hello(body_of(encode_greeting(Hello("client", expected=text))))
+    with pytest.raises(ProtocolError, match="printable characters"):
+        decode_welcome(body_of(encode_greeting(Welcome(text, "i1"))))
+    with pytest.raises(ProtocolError, match="printable characters"):
+        feed(inbound, encode_farewell(Rejected(RejectionCode.BUSY, text)))
+
+
 @pytest.mark.parametrize("decode", [decode_hello, decode_welcome])
 @pytest.mark.parametrize("frame", [b"garbage", b"\x90", b"\xc1", bytes(100)])
 def test_a_malformed_greeting_is_an_error_of_ours(decode, frame):

@@ -229,7 +229,7 @@ class Transport:
         return peer.trouble if peer is not None else ""
 
     def cut(self, name: str) -> None:
-        """Breaks both connections with a peer, as a network would. For tests."""
+        """Breaks both connections with a peer, as a network would; new ones are made at once."""
         if (peer := self._peers.get(name)) is not None and peer.connection is not None:
             peer.connection.abort("cut")
         if (incoming := self._incoming.get(name)) is not None:

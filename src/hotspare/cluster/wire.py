@@ -32,6 +32,9 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 MAX_HANDSHAKE_BYTES = 4 * 1024
 """What anyone may make a node hold before it is known who they are."""
 
+MAX_TEXT_LENGTH = 1000
+"""Of names and reasons in the handshake; the longest host name has 253 characters."""
+
 FIRST_READ_BYTES = 16 * 1024
 """A connection's buffer to begin with: many connections are idle, and each has one."""
 
@@ -129,22 +132,34 @@ def decode_hello(frame: bytes) -> Hello:
         raise ProtocolError(f"its first frame is no greeting ({exc})", "a Hello") from exc
     if hello.kind == "node" and not (hello.name and hello.incarnation):
         raise ProtocolError("it does not say who it is", "a node's name and incarnation")
+    _check_texts(hello)
     return hello
 
 
 def decode_welcome(frame: bytes) -> Welcome:
     """Raises ProtocolError."""
     try:
-        return _welcome_decoder.decode(frame)
+        welcome = _welcome_decoder.decode(frame)
     except msgspec.MsgspecError as exc:
         raise ProtocolError(f"its answer to our greeting is malformed ({exc})", "a Welcome") from exc
+    _check_texts(welcome)
+    return welcome
 
 
 def _decode_farewell(body: bytes) -> Rejected:
     try:
-        return _rejected_decoder.decode(body)
+        rejected = _rejected_decoder.decode(body)
     except msgspec.MsgspecError as exc:
         raise ProtocolError(f"its farewell is malformed ({exc})", "a reason") from exc
+    _check_texts(rejected)
+    return rejected
+
+
+def _check_texts(said: Hello | Welcome | Rejected) -> None:
+    """Names and reasons end up in logs and on terminals: nothing in them may begin a line or move a cursor."""
+    for text in msgspec.structs.astuple(said):
+        if isinstance(text, str) and not (text.isprintable() and len(text) <= MAX_TEXT_LENGTH):
+            raise ProtocolError(f"it said {text!r:.40}", f"at most {MAX_TEXT_LENGTH} printable characters")
 
 
 # Frames
