@@ -156,7 +156,7 @@ def _decode_farewell(body: bytes) -> Rejected:
 
 
 def _check_texts(said: Hello | Welcome | Rejected) -> None:
-    """Names and reasons end up in logs and on terminals: nothing in them may begin a line or move a cursor."""
+    """They end up in logs and on terminals: nothing in them may begin a line or move a cursor."""
     for text in msgspec.structs.astuple(said):
         if isinstance(text, str) and not (text.isprintable() and len(text) <= MAX_TEXT_LENGTH):
             raise ProtocolError(f"it said {text!r:.40}", f"at most {MAX_TEXT_LENGTH} printable characters")
