@@ -184,6 +184,12 @@ class NodeProcess(Child):
         return json.loads(answer)
 
 
+def _listens(address: str) -> bool:
+    host, port = address.rsplit(":", 1)
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
 # -- daemons -----------------------------------------------------------------------------------------------
 
 
@@ -216,6 +222,7 @@ class DaemonCluster:
 
     def connect(self, resources: ExitStack, address: str) -> Any:
         """A client of one daemon, once that daemon can serve it."""
+        wait_until(f"{address} listens", lambda: _listens(address))
         engine = RemoteEngine([address])
         client = resources.enter_context(hotspare.SessionReplicator(engine=engine))
         wait_until(f"{address} is ready", lambda: bool(client.get_replication_status()["ready"]))

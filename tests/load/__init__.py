@@ -1,0 +1,1 @@
+"""The load test: many sessions through four real daemons, everything checked afterwards."""
