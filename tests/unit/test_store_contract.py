@@ -162,9 +162,10 @@ def test_an_aborted_transaction_leaves_nothing_behind(undoing_store):
     txn.sessions[b"changed"] = b"x"
     txn.sessions[b"changed"] = b"y"
     txn.sessions.pop(b"deleted")
-    txn.expiry.discard(1_000, b"deleted")
     txn.expiry.add(5, b"new")
-    txn.expiry.due(10, 5)
+    for expires_at_ms, id in txn.expiry.due(EVER, 9):
+        txn.expiry.discard(expires_at_ms, id)
+    assert txn.expiry.due(EVER, 9) == []
     txn.stage(staged_rows(b"staged too late"))
     txn.abort()
 
@@ -213,10 +214,24 @@ def test_due_sessions_come_in_the_order_of_expiry_and_id(store):
     txn.commit()
 
 
+def test_a_session_is_due_from_its_very_millisecond_on(store):
+    moments = (1, 65_535, 65_536, 65_537, 131_072, 1 << 41)
+    txn = store.begin()
+    for moment in moments:
+        txn.expiry.add(moment, b"a")
+    for moment in moments:
+        assert txn.expiry.due(moment - 1, 9) == []
+        assert txn.expiry.due(moment, 9) == [(moment, b"a")]
+        txn.expiry.discard(moment, b"a")
+    txn.commit()
+
+
 def test_due_takes_nothing_away(store):
     fill(store, b"a", b"b")
     txn = store.begin()
+    txn.expiry.add(1_002, b"later")
     assert txn.expiry.due(1_000, 1) == txn.expiry.due(1_000, 1) == [(1_000, b"a")]
+    assert txn.expiry.due(1_001, 9) == txn.expiry.due(1_001, 9) == [(1_000, b"a"), (1_000, b"b")]
     txn.commit()
 
 
@@ -250,6 +265,7 @@ def test_a_session_added_before_those_already_looked_at_comes_first(store):
     txn.expiry.add(200_000, b"later")
     assert txn.expiry.due(300_000, 9) == [(200_000, b"later")]
     txn.expiry.add(5, b"earlier")
+    assert txn.expiry.due(5, 9) == [(5, b"earlier")]
     txn.expiry.add(199_999, b"just before")
     assert txn.expiry.due(300_000, 9) == [(5, b"earlier"), (199_999, b"just before"), (200_000, b"later")]
     txn.commit()
@@ -281,10 +297,9 @@ def test_a_crowd_that_changes_while_it_is_taken_stays_exact(store):
     for id in ids[1:]:
         txn.expiry.add(5, id)
     assert txn.expiry.due(5, 3) == [(5, id) for id in ids[1:4]]
-    txn.expiry.discard(5, ids[1])
-    txn.expiry.discard(5, ids[50])
-    txn.expiry.discard(5, ids[3])
-    assert txn.expiry.due(5, 3) == [(5, ids[2]), (5, ids[4]), (5, ids[5])]
+    for taken_or_next in (1, 3, 4):
+        txn.expiry.discard(5, ids[taken_or_next])
+    assert txn.expiry.due(5, 3) == [(5, ids[2]), (5, ids[5]), (5, ids[6])]
     txn.expiry.add(5, ids[0])
     txn.expiry.add(5, ids[3])
     assert txn.expiry.due(5, 3) == [(5, ids[0]), (5, ids[2]), (5, ids[3])]
@@ -489,6 +504,7 @@ def test_staged_rows_are_not_there_before_they_are_installed(store):
 def test_installing_replaces_the_copy_and_the_index_follows_from_it(store):
     fill(store, b"old")
     txn = store.begin()
+    assert txn.expiry.due(999, 9) == []
     txn.node[b"kept"] = txn.log[b"kept"] = b"x"
     txn.table[b"gone"] = b"x"
     txn.stage([("sessions", b"z", record(7)), ("sessions", b"b", record(70_000))])
@@ -498,6 +514,7 @@ def test_installing_replaces_the_copy_and_the_index_follows_from_it(store):
     txn.install_staged()
     assert list(txn.table.scan()) == [(b"stamp", b"7")]
     assert [id for id, _ in txn.sessions.scan()] == [b"a", b"b", b"z"]
+    assert txn.expiry.due(7, 9) == [(7, b"z")]
     assert txn.expiry.due(EVER, 9) == [(7, b"z"), (70_000, b"a"), (70_000, b"b")]
     put(txn, b"written after it", 8)
     txn.commit()

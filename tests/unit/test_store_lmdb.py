@@ -142,6 +142,75 @@ def test_on_disk_every_commit_is_synced_and_in_memory_none(tmp_path):
         store.close()
 
 
+# Reading while a snapshot is installed
+
+
+def stage(store: LmdbStore, *ids: bytes) -> None:
+    txn = store.begin()
+    txn.stage([("sessions", id, record()) for id in ids])
+    txn.commit()
+
+
+def install(store: LmdbStore, *ids: bytes) -> None:
+    stage(store, *ids)
+    txn = store.begin()
+    txn.install_staged()
+    txn.commit()
+
+
+READS: list[Callable[[LmdbStore], bool]] = [
+    lambda store: store.get(b"always") is not None,
+    lambda store: b"always" in store.ids(),
+]
+
+
+@pytest.mark.parametrize("found", READS, ids=["get", "ids"])
+def test_a_read_that_was_overtaken_by_an_installation_begins_again(tmp_path, found):
+    store = opened(tmp_path)
+    fill(store, b"always")
+    begin = store._begin
+
+    def begin_late(*arguments: lmdb._Database) -> lmdb.Transaction[bytes]:
+        store._begin = begin
+        install(store, b"always")
+        stage(store, b"something else where it is about to look")
+        return begin(*arguments)
+
+    store._begin = begin_late
+    assert found(store)
+    store.close()
+
+
+@pytest.mark.parametrize("found", READS, ids=["get", "ids"])
+def test_a_read_that_was_overtaken_by_two_installations_begins_again(tmp_path, found):
+    store = opened(tmp_path)
+    fill(store, b"always")
+    begin = store._begin
+
+    def begin_halfway(*arguments: lmdb._Database) -> lmdb.Transaction[bytes]:
+        store._begin = begin
+        install(store, b"always")
+        stage(store, b"something else where it is about to look")
+        early = begin(*arguments)
+        install(store, b"always")
+        return early
+
+    store._begin = begin_halfway
+    assert found(store)
+    store.close()
+
+
+def test_the_copy_that_was_replaced_is_thrown_away_with_the_next_transaction(tmp_path):
+    store = opened(tmp_path)
+    fill(store, b"old")
+    replaced = store._current
+    install(store, b"new")
+    store.begin().commit()
+    with store._environment.begin() as txn:
+        assert [txn.stat(database)["entries"] for database in (replaced.sessions, replaced.expiry)] == [0, 0]
+    store.close()
+
+
 # Whose it is
 
 
@@ -233,6 +302,15 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path):
         store.close()
         # The child lives until here, where its input ends.
         parent.stdin.close()
+
+
+def test_closing_gives_the_lock_up_even_if_a_child_was_forked_this_moment(tmp_path):
+    store = opened(tmp_path)
+    assert store._owner is not None
+    inherited = os.dup(store._owner)
+    store.close()
+    opened(tmp_path).close()
+    os.close(inherited)
 
 
 def test_an_environment_of_another_program_is_refused_and_left_alone(tmp_path):
