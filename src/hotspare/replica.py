@@ -111,8 +111,13 @@ class PeersChanged(NamedTuple):
     """Somebody is to be dialled who was not before, or no longer."""
 
 
+class Reborn(NamedTuple):
+    """This node is another server from here on. A handshake tells who speaks on a connection, so all of them
+    are to be made anew: nobody takes a new incarnation's word on a connection of the old one."""
+
+
 Event: TypeAlias = (
-    Results | UnknownOrigin | Registered | ReadReady | OperationDone | LeaderChanged | PeersChanged
+    Results | UnknownOrigin | Registered | ReadReady | OperationDone | LeaderChanged | PeersChanged | Reborn
 )
 
 
@@ -202,6 +207,11 @@ class Replica:
     def pending_commands(self) -> int:
         """Commands taken from our origins and not applied here yet."""
         return self._relay.pending_commands
+
+    @property
+    def pending_groups(self) -> set[tuple[int, int]]:
+        """The groups of our origins that are not applied here yet: (origin, first number)."""
+        return self._relay.pending_groups
 
     @property
     def is_founding(self) -> bool:
@@ -583,7 +593,7 @@ class Replica:
         self._announced = (NOBODY, 0)
         for peer in self.peers.values():
             peer.introduction = None
-        self._introduce()
+        self._events.append(Reborn())
 
     def _introduce(self) -> None:
         self._introduced_ms = self._now.boot_ms
@@ -930,6 +940,7 @@ __all__ = [
     "OperationDone",
     "PeersChanged",
     "ReadReady",
+    "Reborn",
     "Replica",
     "ReplicaConfig",
     "Work",

@@ -13,7 +13,7 @@ from typing import Any
 
 from hotspare import AsyncSessionReplicator, Settings
 from hotspare.cluster.node import ClusterNode
-from hotspare.errors import HotspareError, NotReady, StaleRead, Unavailable
+from hotspare.errors import NotReady, StaleRead, Unavailable
 from hotspare.store import Store
 from hotspare.store.plain import PlainStore
 
@@ -32,18 +32,16 @@ async def eventually(condition: Callable[[], Any], what: str = "") -> Any:
     """What the condition answers as soon as it is true. "Not yet" may also be an error that says so."""
     give_up = time.monotonic() + PATIENCE_SECONDS
     while True:
-        answer: Any = None
-        trouble: HotspareError | None = None
         try:
             answer = condition()
             if isawaitable(answer):
                 answer = await answer
+            if answer:
+                return answer
         except (NotReady, StaleRead, Unavailable) as exc:
-            trouble = exc
-        if answer:
-            return answer
+            answer = exc
         if time.monotonic() > give_up:
-            raise AssertionError(f"never came true: {what or condition} (last: {trouble or answer!r})")
+            raise AssertionError(f"never came true: {what or condition} (last: {answer!r})")
         await asyncio.sleep(0.005)
 
 

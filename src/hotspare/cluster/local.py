@@ -23,5 +23,7 @@ class NoTransport:
 
     def undial(self, name: str) -> None: ...
 
+    def cut(self, name: str) -> None: ...
+
     def send(self, name: str, frames: list[bytes]) -> bool:
         return False

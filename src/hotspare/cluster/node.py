@@ -12,6 +12,7 @@ import logging
 import random
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from itertools import accumulate
 from secrets import token_hex
 from typing import Any, Protocol
 
@@ -44,6 +45,7 @@ from hotspare.replica import (
     OperationDone,
     PeersChanged,
     ReadReady,
+    Reborn,
     Replica,
     ReplicaConfig,
 )
@@ -59,8 +61,11 @@ MAX_TURN_MS = 20
 """After so long the loop gets a chance to read and send before more is applied."""
 FLUSH_PAUSE_MS = 1
 """Between two questions whether a slow copy shows everything by now."""
-MAX_RECORDS = 10_000
-"""In one answer to `records`."""
+MAX_RECORDS = 1000
+MAX_RECORDS_BYTES = 8 * 1024 * 1024
+"""In one answer to `records`: neither the loop nor the memory should be taken up by one question."""
+IDS_PER_TURN = 1000
+"""After so many the loop gets a chance to do something else."""
 
 
 class Home(Protocol):
@@ -177,7 +182,8 @@ class ClusterNode:
         timeout_ms = self.settings.replication_rpc_timeout_ms
         with suppress(TimeoutError):  # close() tells their callers
             async with asyncio.timeout(timeout_ms / 1000):
-                await self._writer.wait_until_answered()
+                while self._writer.is_busy:
+                    await self._writer.settle()
 
     async def _hand_over(self) -> None:
         replica = self.replica
@@ -235,8 +241,10 @@ class ClusterNode:
         return self._read_any_age(id)
 
     def _read_any_age(self, id: bytes) -> bytes | None:
-        record = self.store.get(id)
-        if record is None or record_expires_at_ms(record) <= self.replica.clock.read_ms(clocks.boot_ms()):
+        record, now_ms = self.store.get(id), clocks.boot_ms()
+        if self.replica.table.applied_index == 0:  # a copy of nothing knows of no session that it is absent
+            raise self._not_fresh(now_ms)
+        if record is None or record_expires_at_ms(record) <= self._cluster_ms(now_ms):
             return None
         return record
 
@@ -294,8 +302,9 @@ class ClusterNode:
         show it."""
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                await self._writer.wait_until_answered()
-                await self._until(lambda: not self.replica.pending_commands)
+                await self._writer.settle()
+                begun = self.replica.pending_groups
+                await self._until(lambda: begun.isdisjoint(self.replica.pending_groups))
                 target = self.replica.node.log.last_index if self.replica.node is not None else 0
                 while not self.replica.is_applied_everywhere(target):
                     await self._confirm(timeout_ms)  # in a round of heartbeats they tell how far they are
@@ -395,17 +404,25 @@ class ClusterNode:
 
     async def _call_ids(self, timeout_ms: int) -> list[bytes]:
         self._check_fresh()
-        return [id for id in self.store.ids() if self._read_any_age(id) is not None]
+        ids, live = self.store.ids(), []
+        for start in range(0, len(ids), IDS_PER_TURN):
+            some = ids[start : start + IDS_PER_TURN]
+            live += [id for id in some if self._read_any_age(id) is not None]
+            await asyncio.sleep(0)
+        return live
 
     async def _call_count(self, timeout_ms: int) -> int:
         self._check_fresh()
         return self.count()
 
     async def _call_records(self, timeout_ms: int, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        """At most `limit` sessions in id order, from the first id greater than `after` on, expired ones
-        included: whoever walks through all of them must be able to tell the end."""
+        """Some sessions in id order, at most `limit`, from the first id greater than `after` on, expired ones
+        included: whoever walks through all of them must be able to tell the end, where there is none."""
         self._check_fresh()
-        return self.store.records(after, min(limit, MAX_RECORDS))
+        records = self.store.records(after, min(limit, MAX_RECORDS))
+        sizes_bytes = accumulate(len(id) + len(record) for id, record in records)
+        fitting = sum(1 for size_bytes in sizes_bytes if size_bytes <= MAX_RECORDS_BYTES)
+        return records[: max(1, fitting)]
 
     async def _call_status(self, timeout_ms: int) -> dict[str, Any]:
         return status.status(self)
@@ -559,6 +576,12 @@ class ClusterNode:
     def _on_peers_changed(self, event: PeersChanged) -> None:
         self._dial()
 
+    def _on_reborn(self, event: Reborn) -> None:
+        assert self._transport is not None
+        logger.info("%s gave up a founding that came to nothing, and starts anew", self.name)
+        for name in list(self._transport.dialled):
+            self._transport.cut(name)
+
     # --- time -------------------------------------------------------------------------------------------
 
     def _on_timer(self) -> None:
@@ -707,4 +730,5 @@ _REACTIONS: dict[type, Callable[[ClusterNode, Any], None]] = {
     OperationDone: ClusterNode._on_operation_done,
     LeaderChanged: ClusterNode._on_leader_changed,
     PeersChanged: ClusterNode._on_peers_changed,
+    Reborn: ClusterNode._on_reborn,
 }

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from secrets import token_bytes
+from typing import Any
 
 from hotspare.errors import OutcomeUnknown, Unavailable
 from hotspare.protocol.origin import Lost, Origin, Parcel
@@ -28,13 +29,16 @@ class Writer:
         self._wake = wake
         self._waiters: deque[asyncio.Future[None]] = deque()
         """Those who wait for room, in the order in which they came."""
-        self._idlers: list[asyncio.Future[None]] = []
-        """Those who wait until everything is answered."""
+        self._under_way: set[asyncio.Future[list[int]]] = set()
+        self._closed = ""
+        """Why nothing is taken any more; empty while it is."""
 
     async def write(
         self, commands: list[Command], size_bytes: int, now_ms: int, timeout_ms: int
     ) -> list[int]:
         """One result a command. Raises Unavailable (certainly not applied) or OutcomeUnknown."""
+        if self._closed:
+            raise Unavailable(self._closed)
         if not self.origin.has_room:
             await self._wait_for_room(timeout_ms)
         return await self.begin(commands, size_bytes, now_ms, now_ms + timeout_ms)
@@ -44,8 +48,10 @@ class Writer:
     ) -> asyncio.Future[list[int]]:
         """Like `write`, for callers that look after `origin.has_room` themselves."""
         future: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        self._under_way.add(future)
 
         def done(results: list[int] | Lost) -> None:
+            self._under_way.discard(future)
             if future.done():  # its caller was cancelled
                 return
             if isinstance(results, Lost):
@@ -58,25 +64,31 @@ class Writer:
         self._wake()
         return future
 
-    async def wait_until_answered(self) -> None:
-        """Returns when nothing is waiting or under way."""
-        while not self.origin.idle:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._idlers.append(future)
-            await future
+    @property
+    def is_busy(self) -> bool:
+        """Whether a caller waits for room or for an answer."""
+        return bool(self._under_way) or not all(waiter.done() for waiter in self._waiters)
+
+    async def settle(self) -> None:
+        """Returns when every write that was begun before has been answered or given up. (Others may have been
+        begun meanwhile: under a steady load there is no moment without any.)"""
+        begun: list[asyncio.Future[Any]] = [*self._waiters, *self._under_way]
+        if begun:
+            await asyncio.wait(begun)
 
     def notice(self) -> None:
         """Called by the owner after something was answered or given up."""
         while self._waiters and self.origin.has_room:
-            _settle(self._waiters.popleft())
-        if self._idlers and self.origin.idle:
-            for idler in self._idlers:
-                _settle(idler)
-            self._idlers.clear()
+            _wake_up(self._waiters.popleft())
 
     def close(self, reason: str) -> None:
+        """Whoever waits is told, and nothing is taken any more."""
+        self._closed = reason
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(Unavailable(reason))
+        self._waiters.clear()
         self.origin.close(reason)
-        self.notice()
 
     async def _wait_for_room(self, timeout_ms: int) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -88,7 +100,7 @@ class Writer:
             raise Unavailable("too many writes wait already, and none of them got through in time") from None
 
 
-def _settle(future: asyncio.Future[None]) -> None:
+def _wake_up(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
 

@@ -28,6 +28,11 @@ class Relay:
     def pending_commands(self) -> int:
         return sum(group.count for groups in self._groups.values() for group in groups.values())
 
+    @property
+    def pending_groups(self) -> set[tuple[int, int]]:
+        """(origin, first number) of each."""
+        return {(origin, first) for origin, groups in self._groups.items() for first in groups}
+
     def add(self, group: RawGroup, now_ms: int) -> None:
         if not self:
             self._quiet_since_ms = now_ms
