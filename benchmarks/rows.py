@@ -282,8 +282,8 @@ def _expiring_together(run: Run, resources: ExitStack) -> Sample:
         if time.monotonic() > expires:
             raise ClusterFailed("the first sessions expired before the last ones were stored")
         longest_ms = 0.0
-        while node.get_metrics()["active_sessions"] > 0:
-            longest_ms = max(longest_ms, float(node.get_replication_status()["staleness_ms"]))
+        while (status := node.get_replication_status())["memory_bytes"] > 0:
+            longest_ms = max(longest_ms, float(status["silence_ms"]))
             time.sleep(0.001)
         return longest_ms
 

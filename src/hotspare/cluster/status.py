@@ -32,6 +32,7 @@ def status(node: ClusterNode) -> dict[str, Any]:
         "applied_index": replica.table.applied_index,
         "digest": replica.table.digest,
         "staleness_ms": now.boot_ms - fresh_as_of_ms if fresh_as_of_ms >= 0 else None,
+        "silence_ms": _silence_ms(replica, now.boot_ms),
         "memory_bytes": replica.table.bytes_used,
         "replica_nodes": [
             _member(node, replica, member)
@@ -39,6 +40,12 @@ def status(node: ClusterNode) -> dict[str, Any]:
             if member.name != node.name
         ],
     }
+
+
+def _silence_ms(replica: Replica, now_ms: int) -> int | None:
+    """How long ago this node heard from the primary; the primary itself from a majority. None: never."""
+    raft = replica.node
+    return now_ms - raft.heard_ms if raft is not None and raft.heard_ms >= 0 else None
 
 
 def _role(replica: Replica) -> str:
