@@ -95,7 +95,9 @@ class RaftInvariants:
             if adopted != cluster:
                 raise Violation(f"{server[:4]} adopted two clusters: {adopted[:4]} and {cluster[:4]}")
         elif server in self._clusters:
-            raise Violation(f"{server[:4]} left cluster {self._clusters[server][:4]} and kept its incarnation")
+            raise Violation(
+                f"{server[:4]} left cluster {self._clusters[server][:4]} and kept its incarnation"
+            )
 
     def _check_log(self, cluster: ClusterId, server: ServerId, node: Node) -> None:
         """Log matching; and of configurations, that each follows from the one before."""

@@ -91,7 +91,10 @@ class Client:
 
     def new_origin(self) -> Origin:
         return Origin(
-            lambda: self.random.randbytes(16), self.workload.batch_size, batch_timeout_ms=20, grace_ms=GRACE_MS
+            lambda: self.random.randbytes(16),
+            self.workload.batch_size,
+            batch_timeout_ms=20,
+            grace_ms=GRACE_MS,
         )
 
     # --- how it is attached ---------------------------------------------------------------------------

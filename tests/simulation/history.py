@@ -77,6 +77,7 @@ class Operation:
     """The one that was given, found, or in the way; 0: none, or not told."""
     expires_at_ms: int = 0
     """As a read found it."""
+
     def __str__(self) -> str:
         what = [f"#{self.number} {self.client} {self.verb.value} {self.id}"]
         if self.new_id:

@@ -24,6 +24,9 @@ class Endpoint(Protocol):
     def incarnation(self) -> str:
         """Who would answer a handshake now; empty while the process is down or paused."""
 
+    def admits(self, peer: str, incarnation: str) -> bool:
+        """Whether it takes part in a handshake with that one."""
+
     def receive(self, sender: str, frame: bytes) -> None: ...
 
     def peer_up(self, peer: str, incarnation: str) -> None: ...
@@ -144,15 +147,26 @@ class Network:
             self._attempts.pop((name, peer), _NEVER).cancel()
             number = self._up.get((peer, name))
             if number is not None:
-                late = self._random.random() < self.conditions.late_close
-                delay_ms = self._random.randint(*(LATE_CLOSE_MS if late else (0, 3)))
-                self._scheduler.after(delay_ms, lambda peer=peer, number=number: self._lose(peer, name, number))
+                self._close_later(peer, name, number)
 
     def close(self, side: str, peer: str) -> None:
         """`side` believes that its connection to `peer` is gone, rightly or not."""
         number = self._up.get((side, peer))
         if number is not None:
             self._lose(side, peer, number)
+
+    def reconnect(self, name: str) -> None:
+        """That node closes all its connections."""
+        for peer in self._endpoints:
+            self.close(name, peer)
+            number = self._up.get((peer, name))
+            if number is not None:
+                self._close_later(peer, name, number)
+
+    def _close_later(self, side: str, peer: str, number: int) -> None:
+        late = self._random.random() < self.conditions.late_close
+        delay_ms = self._random.randint(*(LATE_CLOSE_MS if late else (0, 3)))
+        self._scheduler.after(delay_ms, lambda: self._lose(side, peer, number))
 
     def _lose(self, side: str, peer: str, number: int) -> None:
         if self._up.get((side, peer)) != number:
@@ -173,13 +187,17 @@ class Network:
         if (side, peer) in self._up:
             return
         cut = (side, peer) in self._swallowed or (peer, side) in self._swallowed
-        if not ours or not theirs or cut:
+        if not ours or not theirs or cut or not self._admit(side, peer):
             self._attempt_after(side, peer, self._random.randint(*RECONNECT_MS))
             return
         self._connections += 1
         number = self._connections
         self._schedule_up(side, peer, theirs, number)
         self._schedule_up(peer, side, ours, number)
+
+    def _admit(self, side: str, peer: str) -> bool:
+        one, other = self._endpoints[side], self._endpoints[peer]
+        return one.admits(peer, other.incarnation) and other.admits(side, one.incarnation)
 
     def _schedule_up(self, side: str, peer: str, incarnation: str, number: int) -> None:
         delay_ms = self._random.randint(*self.conditions.delay_ms)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hotspare.protocol import messages
 from hotspare.raft.messages import NOBODY
 from hotspare.raft.node import Node
-from hotspare.store import journal
-from hotspare.replica import LeaderChanged, Now, OperationDone, ReadReady, Replica, ReplicaConfig, Work
+from hotspare.replica import LeaderChanged, Now, OperationDone, ReadReady, Reborn, Replica, ReplicaConfig, Work
 from hotspare.session import record_expires_at_ms
+from hotspare.store import journal
 from hotspare.store.plain import PlainStore, PlainTransaction
 from hotspare.table import RawGroup, Registered, Results, UnknownOrigin
 from tests.simulation.clocks import NodeClock
@@ -221,13 +221,10 @@ class SimulatedNode:
     def peer_down(self, peer: str) -> None:
         self.run(lambda: self._replica.peer_down(peer, self.now))
 
-    def admits(self, name: str, incarnation: str, cluster_id: str) -> bool:
-        """The handshake's rules: one process under a name at a time, and never two clusters."""
-        replica = self._replica
-        if cluster_id and replica.cluster_id and cluster_id != replica.cluster_id:
-            return False
-        peer = replica.peers.get(name)
-        return peer is None or not peer.up or peer.id in (NOBODY, incarnation)
+    def admits(self, peer: str, incarnation: str) -> bool:
+        """The handshake's rule: one process at a time answers under a name."""
+        known = self._replica.peers.get(peer)
+        return known is None or not known.up or known.id in (NOBODY, incarnation)
 
     @property
     def _replica(self) -> Replica:
@@ -371,6 +368,9 @@ class SimulatedNode:
             elif isinstance(event, ReadReady | OperationDone):
                 if done := self._waiting.pop(event.context, None):
                     done(event)
+            elif isinstance(event, Reborn):
+                self._world.trace(self.name, "gives the founding up")
+                self._world.network.reconnect(self.name)
             elif isinstance(event, LeaderChanged):
                 self._world.trace(self.name, f"follows {event.leader or 'nobody'} in term {event.term}")
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import hotspare.protocol.origin
 import hotspare.protocol.snapshot
@@ -26,7 +26,8 @@ from hotspare.raft.messages import Configuration
 from hotspare.raft.node import Timing
 from hotspare.session import record_expires_at_ms
 from hotspare.store import Row
-from hotspare.table import FORGOTTEN, Outcome, Results
+from hotspare.table import FORGOTTEN, Results
+from hotspare.table import Outcome as AppliedOutcome
 from tests.simulation import linearizability
 from tests.simulation.checkers import Ledger, RaftInvariants, ReadInvariants, Violation
 from tests.simulation.clients import Client, LocalClient, RemoteClient, Workload, judge
@@ -133,7 +134,10 @@ def limited(limits: dict[tuple[Any, str], int]) -> Iterator[None]:
 
 class World:
     def __init__(
-        self, seed: int | str, write_trace: Callable[[str], None] | None = None, scenario: Scenario | None = None
+        self,
+        seed: int | str,
+        write_trace: Callable[[str], None] | None = None,
+        scenario: Scenario | None = None,
     ) -> None:
         self.scheduler = Scheduler(seed)
         self.trace = Trace(self.scheduler, write_trace)
@@ -229,7 +233,9 @@ class World:
         next_founding_ms = self.scheduler.now_ms + 2000
         while not self._is_well():
             if self.scheduler.now_ms >= end_ms:
-                raise Violation(f"no progress within {RECOVERY_MS} ms after the faults stopped: {self._state()}")
+                raise Violation(
+                    f"no progress within {RECOVERY_MS} ms after the faults stopped: {self._state()}"
+                )
             if self.scheduler.now_ms >= next_founding_ms:
                 next_founding_ms += 3500
                 self._help_founding()
@@ -382,7 +388,7 @@ class World:
             if ahead_ms > ReadInvariants.MAX_SKEW_MS:
                 raise Violation(f"{node.name} leads with a clock that is {ahead_ms} ms ahead")
 
-    def applied(self, outcomes: Sequence[Outcome]) -> None:
+    def applied(self, outcomes: Sequence[AppliedOutcome]) -> None:
         for outcome in outcomes:
             if isinstance(outcome, Results):
                 self.ledger.applied(outcome)
@@ -402,9 +408,7 @@ class World:
     def begin(self, client: Client, verb: Verb, id: str) -> Operation:
         self._begun += 1
         self._moment += 1
-        return Operation(
-            self._begun, client.name, verb, id, invoked=self._moment, earliest_ms=self._stamp_ms
-        )
+        return Operation(self._begun, client.name, verb, id, invoked=self._moment, earliest_ms=self._stamp_ms)
 
     def end(self, operation: Operation, home: SimulatedNode) -> None:
         """The client is told."""
@@ -441,7 +445,9 @@ class World:
         rows = _rows(first)
         for other in others:
             if _rows(other) != rows:
-                raise Violation(f"the rows of {first.name} and {other.name} differ:{_difference(first, other)}")
+                raise Violation(
+                    f"the rows of {first.name} and {other.name} differ:{_difference(first, other)}"
+                )
         for node in self.nodes:
             _check_expiry_index(node)
 
@@ -486,12 +492,17 @@ def _check_expiry_index(node: SimulatedNode) -> None:
         raise Violation(f"the expiry index of {node.name} is {due}, and its sessions say {expected}")
 
 
-def simulate(seed: int | str, write_trace: Callable[[str], None] | None = None) -> World:
-    """One run. Raises Violation, or whatever the code under test raises."""
-    world = World(seed, write_trace)
-    world.run()
-    return world
+class Outcome(NamedTuple):
+    """Of one run."""
+
+    seed: int | str
+    failure: str
+    """Empty if nothing was wrong."""
 
 
-def faults_of(seed: int | str) -> Sequence[Fault]:
-    return World(seed).scenario.faults
+def run_seed(seed: int | str) -> Outcome:
+    try:
+        World(seed).run()
+    except Exception as exc:
+        return Outcome(seed, f"{type(exc).__name__}: {exc}")
+    return Outcome(seed, "")
