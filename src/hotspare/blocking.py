@@ -19,11 +19,14 @@ from typing import Any, NoReturn, Self, TypeVar
 
 from hotspare.engine import Engine, Read
 from hotspare.errors import ForkedProcess, NotReady
-from hotspare.replicator import MAX_SLICES_UNDER_WAY, AsyncSessionReplicator, Item
+from hotspare.replicator import MAX_SLICES_UNDER_WAY, AsyncSessionReplicator, Item, session_of
 from hotspare.session import Session, check_id, decode_record
 from hotspare.settings import Settings
 
 T = TypeVar("T")
+
+NOT_RUNNING = "it does not run: call start(), or use it in a with statement"
+LAST_TASKS_SECONDS = 5.0
 
 
 class SessionReplicator:
@@ -44,8 +47,11 @@ class SessionReplicator:
     ) -> None:
         self._async = AsyncSessionReplicator(settings, engine=engine, **overrides)
         self.settings = self._async.settings
+        self._lock = threading.Lock()
+        """Of starting and stopping."""
         self._portal: _Portal | None = None
-        self._pid = os.getpid()
+        self._pid = 0
+        """The process in which the portal was made."""
         self._read_local = self._async.engine.read_local
         self._has_copy = self._async.engine.has_copy
         _replicators.add(self)
@@ -54,26 +60,27 @@ class SessionReplicator:
 
     def start(self) -> None:
         """See AsyncSessionReplicator.start."""
-        if self._portal is not None:
-            return
-        self._portal = _Portal()
-        try:
-            self._run(self._async.start())
-        except BaseException:
-            self._portal.close()
-            self._portal = None
-            raise
+        self._check_process()
+        with self._lock:
+            if self._portal is None:
+                portal = _Portal()
+                try:
+                    portal.submit(self._async.start()).result()
+                except BaseException:
+                    portal.close()
+                    raise
+                self._portal, self._pid = portal, os.getpid()
 
     def stop(self) -> None:
         """See AsyncSessionReplicator.stop."""
-        if self._portal is None:
-            return
         self._check_process()
-        try:
-            self._run(self._async.stop())
-        finally:
-            self._portal.close()
-            self._portal = None
+        with self._lock:
+            portal, self._portal = self._portal, None
+            if portal is not None:
+                try:
+                    portal.submit(self._async.stop()).result()
+                finally:
+                    portal.close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -82,7 +89,7 @@ class SessionReplicator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pid == os.getpid():
+        if not self._is_inherited:  # it is not the child's to stop
             self.stop()
 
     def start_cluster(self, replica_nodes: Iterable[str] = ()) -> None:
@@ -117,6 +124,7 @@ class SessionReplicator:
         )
 
     def store_sessions(self, sessions: Iterable[Item]) -> int:
+        self._require_portal()  # before anything is taken
         iterator = iter(sessions)  # runs on the caller's thread: it may block
         under_way: deque[Future[int]] = deque()
         stored = 0
@@ -163,6 +171,9 @@ class SessionReplicator:
         return self._run(self._async.get_session(id, read=read))
 
     def get_session_record(self, id: str, *, read: Read = "local") -> Session | None:
+        if read == "local" and self._has_copy:
+            record = self._read_local(check_id(id))
+            return None if record is None else session_of(id, record)
         return self._run(self._async.get_session_record(id, read=read))
 
     def get_all_sessions(self) -> list[str]:
@@ -191,19 +202,31 @@ class SessionReplicator:
         return self._submit(coroutine).result()
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        portal = self._portal
-        if portal is None or self._pid != os.getpid():
+        try:
+            return self._require_portal().submit(coroutine)
+        except BaseException:
             coroutine.close()
-            self._check_process()
-            raise NotReady("it was not started: call start(), or use it in a with statement")
-        return asyncio.run_coroutine_threadsafe(coroutine, portal.loop)
+            raise
+
+    def _require_portal(self) -> _Portal:
+        self._check_process()
+        portal = self._portal
+        if portal is None:
+            raise NotReady(NOT_RUNNING)
+        return portal
+
+    @property
+    def _is_inherited(self) -> bool:
+        """Whether it was started by a process of which this one is a forked child."""
+        return self._portal is not None and self._pid != os.getpid()
 
     def _check_process(self) -> None:
-        if self._pid != os.getpid():
+        if self._is_inherited:
             raise ForkedProcess(self._pid, os.getpid())
 
     def _forked(self) -> None:
-        self._read_local = self._refuse_forked
+        if self._portal is not None:
+            self._read_local = self._refuse_forked
 
     def _refuse_forked(self, id: bytes, /) -> NoReturn:
         raise ForkedProcess(self._pid, os.getpid())
@@ -213,18 +236,39 @@ class _Portal:
     """An event loop on a daemon thread."""
 
     def __init__(self) -> None:
-        self.loop = new_event_loop()
+        self._loop = new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="hotspare", daemon=True)
+        self._lock = threading.Lock()
+        self._is_open = True
         self._thread.start()
 
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Raises NotReady when it is closed."""
+        with self._lock:
+            if not self._is_open:
+                raise NotReady(NOT_RUNNING)
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        """What was submitted comes to its end before."""
+        with self._lock:
+            self._is_open = False
+        asyncio.run_coroutine_threadsafe(_end_others(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self.loop.close()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.close()
+
+
+async def _end_others() -> None:
+    """The engine is stopped, so everything ends soon; what does not is cancelled."""
+    while others := asyncio.all_tasks() - {asyncio.current_task()}:
+        _, late = await asyncio.wait(others, timeout=LAST_TASKS_SECONDS)
+        for task in late:
+            task.cancel()
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

@@ -241,9 +241,7 @@ class AsyncSessionReplicator:
     async def get_session_record(self, id: str, *, read: Read = "local") -> Session | None:
         """Like `get_session`, with version and expiry."""
         record = await self._record(id, read)
-        if record is None:
-            return None
-        return Session(id, decode_record(record), record_version(record), record_expires_at_ms(record))
+        return None if record is None else session_of(id, record)
 
     async def get_all_sessions(self) -> list[str]:
         """The ids of all live sessions of this host's copy. Raises StaleRead or NotReady."""
@@ -336,6 +334,10 @@ class AsyncSessionReplicator:
             if if_version is not None or conflicting_version(result) is None:
                 return _version_of(result, session.version)
         raise Unavailable("others changed the session faster than the update could be merged")
+
+
+def session_of(id: str, record: bytes) -> Session:
+    return Session(id, decode_record(record), record_version(record), record_expires_at_ms(record))
 
 
 def _settings(settings: Settings | None, overrides: dict[str, Any]) -> Settings:
