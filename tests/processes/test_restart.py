@@ -79,6 +79,7 @@ async def test_when_half_of_the_nodes_lose_their_state_the_others_stop_rather_th
     await cluster.settled()
     async with client(cluster.addresses) as sessions:
         await sessions.store_session("kept", {"n": 1}, 600_000)
+    await cluster.settled()
     for daemon in cluster:
         daemon.kill()
     for daemon in list(cluster)[:2]:

@@ -65,13 +65,32 @@ class Failure(msgspec.Struct, array_like=True, frozen=True, tag="failure"):
     """As `HotspareError.to_dict` made it."""
 
 
-ToClient: TypeAlias = Enrolled | Answers | Unregistered | Unwritable | Return | Failure
+class Part(msgspec.Struct, array_like=True, frozen=True, tag="part"):
+    """A piece of an encoded message. All pieces of one message come in a row."""
+
+    data: bytes
+    is_last: bool
+
+
+ToClient: TypeAlias = Enrolled | Answers | Unregistered | Unwritable | Return | Failure | Part
+
+PART_BYTES = 1024 * 1024
+"""What is longer goes to a client in parts: frames have a limit, and a list of all ids has none."""
 
 _encoder = msgspec.msgpack.Encoder()
 _from_client = msgspec.msgpack.Decoder(FromClient)
 _to_client = msgspec.msgpack.Decoder(ToClient)
 
 encode = _encoder.encode
+
+
+def frames_to_client(message: ToClient) -> list[bytes]:
+    """One frame, or several that are to be sent together."""
+    encoded = encode(message)
+    if len(encoded) <= PART_BYTES:
+        return [encoded]
+    pieces = [encoded[start : start + PART_BYTES] for start in range(0, len(encoded), PART_BYTES)]
+    return [encode(Part(piece, piece is pieces[-1])) for piece in pieces]
 
 
 def decode_from_client(frame: bytes) -> FromClient:

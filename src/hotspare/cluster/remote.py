@@ -58,6 +58,8 @@ class RemoteEngine:
         self._connection: Dialled | None = None
         self._calls: dict[int, tuple[calls.Call, asyncio.Future[Any]]] = {}
         self._next_context = 0
+        self._parts = bytearray()
+        """Of a message that is not complete."""
         self._enrolling = b""
         self._is_flush_scheduled = False
         self._keeper: asyncio.Task[None] | None = None
@@ -180,16 +182,25 @@ class RemoteEngine:
 
     def frames_received(self, frames: list[bytes]) -> None:
         for frame in frames:
-            message = calls.decode_to_client(frame)
-            _REACTIONS[type(message)](self, message)
+            self._received(calls.decode_to_client(frame))
         self._writer.notice()
         self._schedule()
 
     def closed(self, reason: str) -> None:
         self._connection = None
+        self._parts.clear()
         # The next attempt begins with another address.
         self._addresses.append(self._addresses.pop(0))
         self._lost.set()
+
+    def _received(self, message: calls.ToClient) -> None:
+        _REACTIONS[type(message)](self, message)
+
+    def _on_part(self, part: calls.Part) -> None:
+        self._parts += part.data
+        if part.is_last:
+            whole, self._parts = bytes(self._parts), bytearray()
+            self._received(calls.decode_to_client(whole))
 
     def _on_enrolled(self, message: calls.Enrolled) -> None:
         self._clock.heard(message.cluster_ms, clocks.boot_ms())
@@ -265,4 +276,5 @@ _REACTIONS: dict[type, Any] = {
     calls.Unwritable: RemoteEngine._on_unwritable,
     calls.Return: RemoteEngine._on_return,
     calls.Failure: RemoteEngine._on_failure,
+    calls.Part: RemoteEngine._on_part,
 }

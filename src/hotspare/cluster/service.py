@@ -96,4 +96,4 @@ class ClientSession:
         return self._node.replica.cluster_ms(clocks.now())
 
     def _send(self, message: calls.ToClient) -> None:
-        self._connection.send([calls.encode(message)])
+        self._connection.send(calls.frames_to_client(message))
