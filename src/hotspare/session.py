@@ -513,6 +513,10 @@ def record_version(record: bytes) -> int:
     return version
 
 
+unpack_expiry: Final = _U64.unpack_from
+"""`(expires_at_ms,)` of a record: for those who cannot afford a call more."""
+
+
 def record_expires_at_ms(record: bytes) -> int:
     expires_at_ms: int = _U64.unpack_from(record)[0]
     return expires_at_ms
@@ -540,7 +544,11 @@ def with_expiry(record: bytes, expires_at_ms: int) -> bytes:
 def decode_record(record: bytes) -> dict[str, Any]:
     """The data of a record, decompressed and decoded. Raises `StoreCorrupt`."""
     if record[_FLAGS_AT] == _FORMAT:
-        return decode_data(record[HEADER_BYTES:])
+        try:
+            data: dict[str, Any] = _decode(record[HEADER_BYTES:])
+        except Exception:
+            return decode_data(record[HEADER_BYTES:])  # which says what is wrong
+        return data
     _check_format(record)
     return decode_data(_decompress(record_data(record)))
 

@@ -6,12 +6,12 @@ import time
 
 from hotspare.replica import Now
 
-_BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """Goes on while the machine sleeps, where the system has such a clock: a copy must notice that it slept."""
 
 
 def boot_ms() -> int:
-    return time.clock_gettime_ns(_BOOT_CLOCK) // 1_000_000
+    return time.clock_gettime_ns(BOOT_CLOCK) // 1_000_000
 
 
 def wall_ms() -> int:

@@ -20,6 +20,7 @@ import msgspec
 
 from hotspare.cluster import clocks, status
 from hotspare.cluster.local import NoTransport
+from hotspare.cluster.reading import LocalReads
 from hotspare.cluster.service import ClientSession
 from hotspare.cluster.statistics import Statistics
 from hotspare.cluster.transport import Accepted, Transport
@@ -49,7 +50,6 @@ from hotspare.replica import (
     Replica,
     ReplicaConfig,
 )
-from hotspare.session import record_expires_at_ms
 from hotspare.settings import Address, Settings
 from hotspare.store import Store
 from hotspare.table import Command, RawGroup, Registered, Results, UnknownOrigin
@@ -98,9 +98,8 @@ class ClusterNode:
         self._writer = Writer(
             settings.batch_size, settings.batch_timeout_ms, settings.max_clock_skew_ms, self._schedule
         )
-        self._cluster_ms: Callable[[int], int]
-        """Cluster time at a local time. It outlives the replica: a read may end after it."""
-        self._fresh_until_ms = -1
+        self._reads = LocalReads(store, self._not_fresh)
+        self.read_local = self._reads.read
         self._is_pump_scheduled = False
         self._is_telling_commit = False
         self._is_stopping = False
@@ -136,7 +135,6 @@ class ClusterNode:
         except StoreError:
             await transport.stop()
             raise
-        self._cluster_ms = self._replica.clock.read_ms
         self._dial()
         self._on_timer()
         if not settings.enabled:
@@ -206,7 +204,7 @@ class ClusterNode:
         if self._transport is not None:
             await self._transport.stop()
         replica, self._replica = self._replica, None
-        self._fresh_until_ms = -1
+        self._reads.close()
         if replica is not None:
             replica.stop()
         self.store.close()
@@ -221,16 +219,6 @@ class ClusterNode:
 
     # --- reading ----------------------------------------------------------------------------------------
 
-    def read_local(self, id: bytes) -> bytes | None:
-        """The record of a live session in this copy. Any thread. Raises NotReady or StaleRead."""
-        record = self.store.get(id)
-        now_ms = clocks.boot_ms()
-        if now_ms > self._fresh_until_ms:
-            raise self._not_fresh(now_ms)
-        if record is None or record_expires_at_ms(record) <= self._cluster_ms(now_ms):
-            return None
-        return record
-
     async def fetch(self, id: bytes, how: Read, timeout_ms: int) -> bytes | None:
         """The record of a live session. Raises NotReady, StaleRead, or Unavailable when no primary confirms
         a linearizable read in time."""
@@ -241,17 +229,15 @@ class ClusterNode:
         return self._read_any_age(id)
 
     def _read_any_age(self, id: bytes) -> bytes | None:
-        record, now_ms = self.store.get(id), clocks.boot_ms()
+        now_ms = clocks.boot_ms()
         if self.replica.table.applied_index == 0:  # a copy of nothing knows of no session that it is absent
             raise self._not_fresh(now_ms)
-        if record is None or record_expires_at_ms(record) <= self._cluster_ms(now_ms):
-            return None
-        return record
+        return self._reads.read_any_age(id, now_ms)
 
     @property
     def is_fresh(self) -> bool:
         """Whether local reads are answered now."""
-        return clocks.boot_ms() <= self._fresh_until_ms
+        return self._reads.is_fresh(clocks.boot_ms())
 
     def count(self) -> int:
         """Live sessions in this copy, however old it is."""
@@ -260,7 +246,7 @@ class ClusterNode:
 
     def _check_fresh(self) -> None:
         now_ms = clocks.boot_ms()
-        if now_ms > self._fresh_until_ms:
+        if not self._reads.is_fresh(now_ms):
             raise self._not_fresh(now_ms)
 
     def _not_fresh(self, now_ms: int) -> HotspareError:
@@ -503,7 +489,7 @@ class ClusterNode:
                 self._schedule()  # heartbeats never wait behind a long log or snapshot
                 break
         self._send_out()
-        self._fresh_until_ms = self._fresh_until(replica)
+        self._reads.publish(self._fresh_until(replica), replica.clock, now.boot_ms)
         self.statistics.note_acknowledged(replica)
         events = replica.take_events()
         if events:

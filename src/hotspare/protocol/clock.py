@@ -27,6 +27,11 @@ class ClusterClock:
         """Cluster time minus the local monotonic clock; None until somebody told us the time."""
 
     @property
+    def offset_ms(self) -> int:
+        """Cluster time minus the local monotonic clock; far in the past while nobody has told the time."""
+        return self._offset_ms if self._offset_ms is not None else -(1 << 62)
+
+    @property
     def known(self) -> bool:
         return self._offset_ms is not None
 
