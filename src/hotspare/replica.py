@@ -155,8 +155,8 @@ class Replica:
         """Leader: nonces of the registrations to be proposed."""
         self._transfers = Transfers(self._outbox, lambda: randrange(1 << 62) + 1)
         self._receiver = SnapshotReceiver()
-        self._installing: tuple[ServerId, int] = (NOBODY, 0)
-        """Whom to tell, under which transfer, once the arrived snapshot is installed."""
+        self._installing: tuple[ServerId, int] | None = None
+        """Whom to tell, under which transfer, once the arrived snapshot is installed; None: there is none."""
         self._attempt: Attempt | None = None
         self._vote_clocks: dict[ServerId, tuple[int, int, int]] = {}
         """Who voted for us -> (term, its clock, its estimate of cluster time)."""
@@ -832,7 +832,7 @@ class Replica:
         for chunk in chunks:
             if chunk.mark.index <= self.table.applied_index:
                 self._answer_chunk(chunk.sender, chunk.transfer, chunk.mark.index, installed=True)
-            elif chunk.mark.index > self.node.commit:
+            elif chunk.mark.index > self.node.commit and self._installing is None:
                 rows = unpack_rows(chunk.data)
                 if rows is not None and self._receiver.accepts(chunk):
                     staged.append((chunk.sequence == 0, rows))
@@ -840,7 +840,8 @@ class Replica:
                         self._installing = (chunk.sender, chunk.transfer)
                         continue  # answered once it is installed
                 self._answer_chunk(chunk.sender, chunk.transfer, chunk.mark.index)
-            # What is committed here and not applied yet is answered when it is sent again.
+            # What is committed here and not applied yet is answered when it is sent again; and a part of
+            # another snapshot must not be staged among those that are about to be installed.
         return staged
 
     def _answer_chunk(self, sender: ServerId, transfer: int, index: int, installed: bool = False) -> None:
@@ -849,7 +850,9 @@ class Replica:
         self._outbox.post(SnapshotReply(self.id, sender, self.node.term, transfer, index, wanted, installed))
 
     def _on_installed(self, mark: SnapshotMark) -> None:
+        assert self._installing is not None
         sender, transfer = self._installing
+        self._installing = None
         self._receiver.reset()
         self._answer_chunk(sender, transfer, mark.index, installed=True)
 

@@ -3,9 +3,13 @@ from __future__ import annotations
 from itertools import count
 
 from hotspare.protocol.messages import Envelope, Founding
-from hotspare.raft.messages import NOBODY, Configuration, Member
+from hotspare.protocol.snapshot import pack_rows
+from hotspare.raft.messages import NOBODY, Configuration, Member, SnapshotChunk, SnapshotMark
 from hotspare.replica import GIVE_UP_ELECTIONS, Now, Reborn, Replica, ReplicaConfig
+from hotspare.session import pack_record
+from hotspare.store import Row
 from hotspare.store.plain import PlainStore
+from hotspare.table import Table
 
 CLUSTER = "c" * 32
 
@@ -43,3 +47,43 @@ def test_a_node_that_gives_a_founding_up_asks_for_new_handshakes():
 
     assert (replica.id != former, replica.cluster_id) == (True, "")
     assert Reborn() in replica.take_events()
+
+
+# Snapshots
+
+
+def rows_of_a_copy(sessions: int, applied_index: int) -> list[Row]:
+    store = PlainStore()
+    transaction = store.begin()
+    for n in range(sessions):
+        transaction.sessions[b"s%d" % n] = pack_record(1, 1 << 40, 0, 0, b"data")
+    table = Table(transaction)
+    table.applied_index = applied_index
+    table.save(transaction)
+    transaction.commit()
+    return store.snapshot().read(1 << 20)
+
+
+def send_chunk(
+    replica: Replica, transfer: int, index: int, sequence: int, last: bool, rows: list[Row]
+) -> None:
+    members = (Member("a", "a", "a0", True), Member("b", "b", replica.id, False))
+    mark = SnapshotMark(index, 1, Configuration(CLUSTER, members))
+    chunk = SnapshotChunk("a0", replica.id, 1, mark, transfer, sequence, last, pack_rows(rows))
+    replica.receive("a", Envelope(CLUSTER, "a0", replica.id, 0, 0, chunk), Now(0, 0))
+
+
+def test_a_part_of_the_next_snapshot_does_not_mix_with_one_that_is_being_installed():
+    replica = new_replica("b")
+    replica.peer_up("a", "a0", "a", Now(0, 0))
+    whole = rows_of_a_copy(sessions=100, applied_index=10)
+    next_one = rows_of_a_copy(sessions=200, applied_index=20)
+
+    send_chunk(replica, 1, 10, 0, True, whole)
+    send_chunk(replica, 2, 20, 0, False, next_one[:50])
+    while work := replica.work(Now(0, 0)):
+        work.perform()
+        replica.finish(work, Now(0, 0))
+
+    assert len(replica.store.ids()) == 100
+    assert replica.table.applied_index == 10
