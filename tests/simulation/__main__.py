@@ -1,4 +1,4 @@
-"""Runs seeds: `python -m tests.simulation --seeds 100000`, or one of them to look at: `--seed 4711 --trace`."""
+"""Runs seeds: `python -m tests.simulation --seeds 100000`, or one to look at: `--seed 4711 --trace`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """What must hold at every moment of a run, whatever goes wrong: checked after every step.
 
-`RaftInvariants` watches the servers: the safety properties of the paper (figure 3), the rules of votes, founding
-and membership, and that all copies that have applied the same entries are the same. `ReadInvariants` watches
-what nodes answer from their own copies. What clients are told is judged at the end, by `linearizability`.
+`RaftInvariants` watches the servers: the safety properties of the paper (figure 3), the rules of votes,
+founding and membership, and that all copies that have applied the same entries are the same.
+`ReadInvariants` watches what nodes answer from their own copies. What clients are told is judged at the end,
+by `linearizability`.
 
 Everything here looks from outside: at logs, messages and copies, never at what a server has in mind.
 """
@@ -46,7 +47,7 @@ class RaftInvariants:
         self._leaders: dict[tuple[ClusterId, int], ServerId] = {}
         self._votes: dict[tuple[ClusterId, ServerId, int], ServerId] = {}
         self._entries: dict[tuple[ClusterId, int, int], _Known] = {}
-        """By cluster, index and term. That each is always preceded by the same term makes whole logs match."""
+        """By cluster, index and term. As each is always preceded by the same term, whole logs match."""
         self.committed: dict[ClusterId, list[tuple[int, int]]] = {}
         """By index from 1 on: the entry's term, and the term in which it was first seen committed."""
         self._mirrors: dict[ServerId, dict[int, Entry]] = {}

@@ -1,8 +1,8 @@
 """The clients of a simulated cluster: each an origin, made of the code that runs in production.
 
-A client either lives in a node's process, and dies with it, or is remote, and moves on to another node when its
-home dies. It issues one operation after the other, sometimes several at once, on few sessions, so that they
-contend; and everything it asks and is told goes into the history.
+A client either lives in a node's process, and dies with it, or is remote, and moves on to another node when
+its home dies. It issues one operation after the other, sometimes several at once, on few sessions, so that
+they contend; and everything it asks and is told goes into the history.
 """
 
 from __future__ import annotations
@@ -267,6 +267,10 @@ class Client:
         self.back(lambda: self.origin.unknown(origin))
 
     def flush(self) -> None:
+        """Sends what is to leave."""
+        raise NotImplementedError
+
+    def home_died(self) -> None:
         raise NotImplementedError
 
 

@@ -1,9 +1,9 @@
 """What goes wrong in a run, and when: drawn from the seed before the run begins.
 
-Each run draws which kinds of faults it has at all (swarm testing: Groce et al., 2012): a run with everything in it
-would spend its time electing leaders, and never reach what only a quiet cluster reaches. A fault names its victim
-loosely ("the primary", "the second node"), so the plan stays meaningful when a fault is left out, and a failing
-run can be reduced to the faults that it needs.
+Each run draws which kinds of faults it has at all (swarm testing: Groce et al., 2012): a run with everything
+in it would spend its time electing leaders, and never reach what only a quiet cluster reaches. A fault names
+its victim loosely ("the primary", "the second node"), so the plan stays meaningful when a fault is left out,
+and a failing run can be reduced to the faults that it needs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What clients asked for, and what they were told: the material that is checked.
 
-A history knows nothing of how the cluster works. Moments are numbered in the order in which things were observed,
-so that two events of the same millisecond still have an order. Times on the cluster's clock, which decide
-about expiry and deadlines, are known to the observer within bounds only.
+A history knows nothing of how the cluster works. Moments are numbered in the order in which things were
+observed, so that two events of the same millisecond still have an order. Times on the cluster's clock, which
+decide about expiry and deadlines, are known to the observer within bounds only.
 """
 
 from __future__ import annotations

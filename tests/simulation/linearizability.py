@@ -1,26 +1,29 @@
 """Whether one order of all operations explains what every client was told.
 
-The search of Wing and Gong ("Testing and verifying concurrent objects", 1993) with the memory of Lowe ("Testing
-for linearizability", 2017): take an operation that may come first, apply it to a model of the sessions, go on;
-step back where nothing fits, and never try a set of taken operations with the same model twice. Sessions are
-independent of each other unless a rotation links them, so each group of linked ids is searched by itself.
+The search of Wing and Gong ("Testing and verifying concurrent objects", 1993) with the memory of Lowe
+("Testing for linearizability", 2017): take an operation that may come first, apply it to a model of the
+sessions, go on; step back where nothing fits, and never try a set of taken operations with the same model
+twice. Sessions are independent of each other unless a rotation links them, so each group of linked ids is
+searched by itself.
 
-The model is as simple as can be: an id has a session or none. What is not known exactly is a choice of the search:
+The model is as simple as can be: an id has a session or none. What is not known exactly is a choice of the
+search:
 
 * A write with an unknown outcome happens at some point before its deadline, or never.
-* The observer knows the cluster's clock within bounds. A session may be gone once its earliest possible expiry
-  may be past, and must be gone once its latest possible one is certainly past.
+* The observer knows the cluster's clock within bounds. A session may be gone once its earliest possible
+  expiry may be past, and must be gone once its latest possible one is certainly past.
 * Versions are opaque but for growing, across all sessions. The version of an unknown write is learned from
   whoever meets it first.
 
-What was refused must not have happened at all, so it simply takes no part: if somebody saw its effect, nothing
-explains it.
+What was refused must not have happened at all, so it simply takes no part: if somebody saw its effect,
+nothing explains it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 from tests.simulation.history import FOREVER, Condition, Fields, Operation, Verb, Verdict
@@ -161,8 +164,8 @@ class _Search:
                 )
 
     def _harmless(self, point: _Point, candidates: list[tuple[int, Operation]]) -> _Point | None:
-        """An operation that fits now, changes nothing and shuts nobody out: if any order works, one that takes
-        it now does too, so the search need not branch."""
+        """An operation that fits now, changes nothing and shuts nobody out: if any order works, one that
+        takes it now does too, so the search need not branch."""
         first_shut_out = min(
             [each.returned for _, each in candidates if each.verdict is Verdict.UNKNOWN], default=FOREVER
         )
@@ -191,8 +194,8 @@ class _Search:
         horizon = FOREVER
         taken = point.taken
         # The first positions are all taken as the search proceeds: they are skipped at a stroke.
-        position = (~taken & (taken + 1)).bit_length() - 1
-        for position in range(position, len(self._operations)):
+        first = (~taken & (taken + 1)).bit_length() - 1
+        for position in range(first, len(self._operations)):
             operation = self._operations[position]
             if operation.invoked > horizon:
                 break
@@ -248,7 +251,7 @@ class _Search:
         elif operation.verb is Verb.DELETE:
             yield _with(state, place, None), met
         elif operation.verb is Verb.TOUCH:
-            yield _with(state, place, found._replace(**_expiry(operation))), met
+            yield _with(state, place, _touched(found, operation)), met
         elif operation.verb is Verb.PATCH:
             data = _patched(found.data, operation)
             yield _with(state, place, found._replace(version=operation.version, data=data)), met
@@ -265,7 +268,7 @@ class _Search:
 
     def _failure(self, longest: list[_Point]) -> Failure:
         explained = []
-        for before, after in zip(longest, longest[1:], strict=False):
+        for before, after in pairwise(longest):
             position = (before.taken ^ after.taken).bit_length() - 1
             explained.append(self._operations[position])
         stuck = [operation for _, operation in self._candidates(longest[-1])]
@@ -343,15 +346,14 @@ def _holds(condition: Condition, found: Session | None) -> bool:
 
 def _stored(operation: Operation) -> Session:
     version = operation.version if operation.verdict is Verdict.DONE else 0
-    expiry = _expiry(operation)
-    return Session(version, operation.data, expiry["expires_from_ms"], expiry["expires_until_ms"])
+    return _touched(Session(version, operation.data, 0, 0), operation)
 
 
-def _expiry(operation: Operation) -> dict[str, int]:
-    return {
-        "expires_from_ms": operation.earliest_ms + operation.ttl_ms,
-        "expires_until_ms": operation.latest_ms + operation.ttl_ms,
-    }
+def _touched(session: Session, operation: Operation) -> Session:
+    return session._replace(
+        expires_from_ms=operation.earliest_ms + operation.ttl_ms,
+        expires_until_ms=operation.latest_ms + operation.ttl_ms,
+    )
 
 
 def _patched(data: Fields, operation: Operation) -> Fields:

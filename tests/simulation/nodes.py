@@ -1,21 +1,31 @@
 """A node in the simulated world: what `cluster/node.py` is in the real one, around the same `Replica`.
 
-A process is a `Replica` over a store, fed with frames, connections and time. The process may die, with its store
-or without; it may be paused, and finds its inputs in the kernel's buffers afterwards; and its storage may be
-slow, so that inputs come while a group commit is under way.
+A process is a `Replica` over a store, fed with frames, connections and time. The process may die, with its
+store or without; it may be paused, and finds its inputs in the kernel's buffers afterwards; and its storage
+may be slow, so that inputs come while a group commit is under way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hotspare.protocol import messages
 from hotspare.raft.messages import NOBODY
 from hotspare.raft.node import Node
-from hotspare.replica import LeaderChanged, Now, OperationDone, ReadReady, Reborn, Replica, ReplicaConfig, Work
+from hotspare.replica import (
+    LeaderChanged,
+    Now,
+    OperationDone,
+    ReadReady,
+    Reborn,
+    Replica,
+    ReplicaConfig,
+    Work,
+)
 from hotspare.session import record_expires_at_ms
 from hotspare.store import journal
 from hotspare.store.plain import PlainStore, PlainTransaction
@@ -313,7 +323,7 @@ class SimulatedNode:
             self._work, self._is_performed = work, False
             delay_ms = self.storage.delay_ms()
             if delay_ms:
-                self._scheduler.after(delay_ms, lambda work=work: self._when_current(work, self._write))
+                self._scheduler.after(delay_ms, partial(self._when_current, work, self._write))
             else:
                 self._perform(work)
                 self._finish(work)

@@ -1,8 +1,8 @@
 """Virtual time: everything that happens in a simulated run happens here, one event after the other.
 
 A run is a function of its seed. Randomness comes from named streams that are derived from the seed, so that
-drawing one number more in the network does not change which faults happen, and nothing may depend on the order
-of sets or on hashes of strings, which differ between processes.
+drawing one number more in the network does not change which faults happen, and nothing may depend on the
+order of sets or on hashes of strings, which differ between processes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One simulated run: a cluster, its clients, its faults, and the judgement at the end.
 
-A run has four parts. Nodes start and a cluster is founded; then clients work while faults strike; then the faults
-stop, and within bounded time there must be a primary, every node must be a voter again and up to date, and
-every write must have its answer; at last every session is read on every node, the copies are compared row by
-row, and the history is judged.
+A run has four parts. Nodes start and a cluster is founded; then clients work while faults strike; then the
+faults stop, and within bounded time there must be a primary, every node must be a voter again and up to
+date, and every write must have its answer; at last every session is read on every node, the copies are
+compared row by row, and the history is judged.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from random import Random
 from typing import Any, NamedTuple
@@ -200,11 +201,11 @@ class World:
         for node, start_ms in zip(self.nodes, scenario.start_ms, strict=True):
             scheduler.at(start_ms, node.start)
         for at_ms, position in scenario.founders:
-            scheduler.at(at_ms, lambda position=position: self._found(self.nodes[position]))
+            scheduler.at(at_ms, partial(self._found, self.nodes[position]))
         for client in self.clients:
             client.start()
         for fault in scenario.faults:
-            scheduler.at(fault.at_ms, lambda fault=fault: self._strike(fault))
+            scheduler.at(fault.at_ms, partial(self._strike, fault))
 
     def _strike(self, fault: Fault) -> None:
         if not self.is_healed:
@@ -256,7 +257,8 @@ class World:
         if len(leaders) != 1 or not all(client.origin.idle for client in self.clients):
             return False
         leader = leaders[0].replica
-        assert leader is not None and leader.node is not None
+        assert leader is not None
+        assert leader.node is not None
         if leader.configuration.voters != {node.incarnation for node in self.nodes}:
             return False
         last = leader.node.log.last_index
@@ -274,8 +276,8 @@ class World:
                 continue
             raft = replica.node
             lines.append(
-                f"{node.name} ({replica.id[:4]}): {raft.role.value} in term {raft.term} of {replica.leader or '-'}, "
-                f"log {raft.log.first_index}..{raft.log.last_index}, commit {raft.commit}, applied "
+                f"{node.name} ({replica.id[:4]}): {raft.role.value} in term {raft.term} of "
+                f"{replica.leader or 'nobody'}, log {raft.log.first_index}..{raft.log.last_index}, commit {raft.commit}, applied "
                 f"{raft.applied}, fresh {node.is_fresh}, configuration "
                 + " ".join(f"{m.name}={m.id[:4]}{'' if m.voter else '?'}" for m in raft.configuration.members)
             )
@@ -465,7 +467,8 @@ class World:
 
 
 def _term(node: SimulatedNode) -> int:
-    assert node.replica is not None and node.replica.node is not None
+    assert node.replica is not None
+    assert node.replica.node is not None
     return node.replica.node.term
 
 
@@ -495,12 +498,12 @@ def _check_expiry_index(node: SimulatedNode) -> None:
 class Outcome(NamedTuple):
     """Of one run."""
 
-    seed: int | str
+    seed: int
     failure: str
     """Empty if nothing was wrong."""
 
 
-def run_seed(seed: int | str) -> Outcome:
+def run_seed(seed: int) -> Outcome:
     try:
         World(seed).run()
     except Exception as exc:
