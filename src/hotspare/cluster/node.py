@@ -538,6 +538,8 @@ class ClusterNode:
     def _on_registered(self, event: Registered) -> None:
         home = self._enrolling.pop(event.nonce, None)
         if home is not None:
+            for former in [origin for origin, each in self._homes.items() if each is home]:
+                del self._homes[former]
             home.registered(event.nonce, event.origin)
             self._schedule()
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from hotspare.table import Command, RawGroup, encode_commands
+from hotspare.table import ORIGIN_TTL_MS, Command, RawGroup, encode_commands
 
 MAX_GROUPS_IN_FLIGHT = 16
 """Enough to keep every copy busy while answers travel; more would only lengthen the queue."""
@@ -25,6 +25,9 @@ MAX_GROUP_BYTES = 192 * 1024
 MAX_WAITING_COMMANDS = 20_000
 """Past it the caller waits: a cluster that stalls must not fill the memory of those who write to it."""
 MAX_WAITING_BYTES = 64 * 1024 * 1024
+RENEW_AFTER_MS = ORIGIN_TTL_MS // 2
+"""A registration that was not used for so long is not relied on: a write sent under an expired one would have
+no known outcome."""
 NEVER_MS = 1 << 62
 
 
@@ -86,6 +89,8 @@ class Origin:
     _next: int = 1
     _seen: int = 0
     """All numbers up to this one are answered: _seen < _next."""
+    _used_ms: int = 0
+    """When something was sent under this registration last."""
 
     # --- what the caller brings -----------------------------------------------------------------------
 
@@ -109,6 +114,8 @@ class Origin:
 
     def submit(self, parcel: Parcel, now_ms: int) -> None:
         """Takes at most `batch_size` commands; see `has_room`."""
+        if self.id and self.idle and now_ms - self._used_ms >= RENEW_AFTER_MS:
+            self.id = 0
         self._waiting.append((now_ms, parcel))
         self._waiting_commands += len(parcel.commands)
         self._waiting_bytes += parcel.size_bytes
@@ -158,6 +165,7 @@ class Origin:
             commands += parcel.commands
         raw = RawGroup(self.id, self._next, len(commands), self._seen, encode_commands(commands))
         self._next += len(commands)
+        self._used_ms = now_ms
         self._sent.append(SentGroup(raw, parcels, min(parcel.give_up_ms for parcel in parcels)))
         return raw
 
