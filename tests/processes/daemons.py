@@ -29,8 +29,6 @@ PORTS = range(10_000, 32_000)
 PATIENCE_SECONDS = 40.0
 """For what must come true some time: far beyond what it takes, on any machine."""
 POLL_SECONDS = 0.02
-STOP_SECONDS = 15.0
-"""A node that was asked to stop hands over, answers what is pending, and is gone long before."""
 
 
 def free_addresses(count: int) -> list[str]:
@@ -90,12 +88,14 @@ class Daemon:
         self.options = ["--node", name, *where, "--data-dir", str(self.data_dir), *options]
         self.settings = {f"HOTSPARE_{key.upper()}": str(value) for key, value in settings.items()}
         self.process: subprocess.Popen[bytes] | None = None
+        self._is_to_run = False
 
     # --- life -------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Returns at once: see `listening`."""
-        assert not self.is_running, f"{self.name} runs already"
+        assert not self._is_to_run, f"{self.name} runs already"
+        self._is_to_run = True
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("HOTSPARE_")}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -110,10 +110,14 @@ class Daemon:
 
     @property
     def is_running(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        """Fails if it ended by itself, where nobody expected it to."""
+        has_ended = self.process is None or self.process.poll() is not None
+        assert not (self._is_to_run and has_ended), f"{self.name} ended: {self.last_words()}"
+        return not has_ended
 
     def kill(self) -> None:
         """SIGKILL: it has no chance to do anything about it. Also when it is paused."""
+        self._is_to_run = False
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -121,10 +125,12 @@ class Daemon:
     def terminate(self) -> None:
         """SIGTERM: it hands over, and ends soon."""
         if self.is_running:
+            self._is_to_run = False
             self._signal(signal.SIGTERM)
 
     async def ended(self) -> int:
-        """Its exit code, once it has ended by itself."""
+        """Its exit code, once it has ended."""
+        self._is_to_run = False
 
         async def has_ended() -> bool:
             return not self.is_running
@@ -161,10 +167,10 @@ class Daemon:
             return await sessions.get_replication_status()
 
     async def listening(self) -> dict[str, Any]:
-        """Its first status. Fails at once if the process has ended instead."""
+        """Its first status."""
 
         async def answers() -> dict[str, Any]:
-            assert self.is_running, f"{self.name} ended: {self.last_words()}"
+            assert self.is_running
             return await self.status()
 
         status: dict[str, Any] = await eventually(answers, f"{self.name} listens")
@@ -174,7 +180,7 @@ class Daemon:
         """Its status once it serves reads and votes."""
 
         async def is_ready() -> dict[str, Any] | None:
-            assert self.is_running, f"{self.name} ended: {self.last_words()}"
+            assert self.is_running
             status = await self.status()
             return status if status["ready"] else None
 
@@ -258,8 +264,6 @@ class Daemons:
         seen: list[dict[str, Any]] = []
 
         async def is_settled() -> bool:
-            for daemon in self.running:
-                assert daemon.is_running, f"{daemon.name} ended: {daemon.last_words()}"
             seen[:] = [await daemon.status() for daemon in self.running]
             copies = {(each["primary"], each["applied_index"], each["digest"]) for each in seen}
             return len(copies) == 1 and all(each["ready"] for each in seen)
