@@ -459,7 +459,7 @@ class ClusterNode:
     def _pump(self, *, patience: bool = True) -> None:
         """Does everything that follows from the inputs so far."""
         self._is_pump_scheduled = False
-        if self._replica is None:
+        if self._replica is None or self.failed.done():  # after a failed group commit, nothing may follow
             return
         try:
             self._turn(clocks.now(), patience=patience)
@@ -574,7 +574,7 @@ class ClusterNode:
 
     def _on_timer(self) -> None:
         self._timer = None
-        if self._replica is None:
+        if self._replica is None or self.failed.done():
             return
         now = clocks.now()
         try:
