@@ -773,7 +773,7 @@ class Replica:
                 if self._relay.enrolled(outcome.nonce):
                     self._events.append(outcome)
             elif isinstance(outcome, Gap):
-                self._relay.stumbled()
+                self._relay.stumbled(outcome.origin)
             elif self._relay.forget(outcome.origin):
                 self._events.append(outcome)
 

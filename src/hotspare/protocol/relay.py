@@ -7,78 +7,101 @@ order, whenever there is a new leader or a new connection to it, and now and the
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from hotspare.table import RawGroup
+
+LONG_AGO_MS = -(1 << 62)
+
+
+@dataclass(slots=True)
+class _Pending:
+    """The groups of one origin that have no outcome."""
+
+    moved_ms: int
+    """When one of them was answered, or the first one came, or all were sent again."""
+    groups: dict[int, RawGroup] = field(default_factory=dict)
+    """By first number."""
+    has_gap: bool = False
+    """One was refused because one before it is missing."""
+    sent_again_ms: int = LONG_AGO_MS
+
+    def is_due(self, now_ms: int, retry_ms: int) -> bool:
+        if self.has_gap and now_ms - self.sent_again_ms >= retry_ms // 8:
+            return True
+        return now_ms - self.moved_ms >= retry_ms
+
+    def take_all(self, now_ms: int) -> list[RawGroup]:
+        self.moved_ms = self.sent_again_ms = now_ms
+        self.has_gap = False
+        return [self.groups[first] for first in sorted(self.groups)]
 
 
 class Relay:
-    """Groups and registrations without an outcome, in the order in which they came."""
+    """Groups and registrations without an outcome. Each origin is looked after by itself: what is lost of one
+    must not wait until all others are quiet."""
 
     def __init__(self, retry_ms: int) -> None:
         self._retry_ms = retry_ms
-        self._groups: dict[int, dict[int, RawGroup]] = {}
-        self._nonces: dict[bytes, None] = {}
-        self._quiet_since_ms = 0
-        self._sent_again_ms = 0
-        self._gap = False
+        self._origins: dict[int, _Pending] = {}
+        self._nonces: dict[bytes, int] = {}
+        """Registrations asked for -> when they were passed on last (ms)."""
 
     def __bool__(self) -> bool:
-        return bool(self._groups or self._nonces)
+        return bool(self._origins or self._nonces)
 
     @property
     def pending_commands(self) -> int:
-        return sum(group.count for groups in self._groups.values() for group in groups.values())
+        return sum(group.count for pending in self._origins.values() for group in pending.groups.values())
 
     @property
     def pending_groups(self) -> set[tuple[int, int]]:
         """(origin, first number) of each."""
-        return {(origin, first) for origin, groups in self._groups.items() for first in groups}
+        return {(origin, first) for origin, pending in self._origins.items() for first in pending.groups}
 
     def add(self, group: RawGroup, now_ms: int) -> None:
-        if not self:
-            self._quiet_since_ms = now_ms
-        self._groups.setdefault(group.origin, {})[group.first] = group
+        pending = self._origins.get(group.origin)
+        if pending is None:
+            pending = self._origins[group.origin] = _Pending(now_ms)
+        pending.groups[group.first] = group
 
     def enrol(self, nonce: bytes, now_ms: int) -> None:
-        if not self:
-            self._quiet_since_ms = now_ms
-        self._nonces[nonce] = None
+        self._nonces[nonce] = now_ms
 
     def answered(self, origin: int, first: int, now_ms: int) -> bool:
         """An outcome was applied here; was the group one of ours?"""
-        groups = self._groups.get(origin)
-        if groups is None or groups.pop(first, None) is None:
+        pending = self._origins.get(origin)
+        if pending is None or pending.groups.pop(first, None) is None:
             return False
-        if not groups:
-            del self._groups[origin]
-        self._quiet_since_ms = now_ms
+        pending.moved_ms = now_ms
+        if not pending.groups:
+            del self._origins[origin]
         return True
 
-    def stumbled(self) -> None:
-        """A group was refused because one before it is missing: send again soon, but once for all of them."""
-        self._gap = True
+    def stumbled(self, origin: int) -> None:
+        """A group was refused because one before it is missing: send all again soon, but only once."""
+        pending = self._origins.get(origin)
+        if pending is not None:
+            pending.has_gap = True
 
     def enrolled(self, nonce: bytes) -> bool:
-        found = nonce in self._nonces
-        self._nonces.pop(nonce, None)
-        return found
+        return self._nonces.pop(nonce, None) is not None
 
     def forget(self, origin: int) -> bool:
         """The origin is gone, or its registration is; was it one of ours?"""
-        return self._groups.pop(origin, None) is not None
+        return self._origins.pop(origin, None) is not None
 
     def forget_nonce(self, nonce: bytes) -> None:
         self._nonces.pop(nonce, None)
 
     def to_send_again(self, now_ms: int, at_once: bool = False) -> tuple[list[RawGroup], list[bytes]]:
-        """Everything, if nothing has moved for a while (or `at_once`); else nothing."""
-        if not self or not (at_once or self._is_due(now_ms)):
-            return [], []
-        self._quiet_since_ms = self._sent_again_ms = now_ms
-        self._gap = False
-        groups = [by_first[first] for by_first in self._groups.values() for first in sorted(by_first)]
-        return groups, list(self._nonces)
-
-    def _is_due(self, now_ms: int) -> bool:
-        if self._gap and now_ms - self._sent_again_ms >= self._retry_ms // 8:
-            return True
-        return now_ms - self._quiet_since_ms >= self._retry_ms
+        """All groups, in order, of each origin of which nothing has moved for a while (or of all `at_once`);
+        and the nonces that nothing was heard of."""
+        groups: list[RawGroup] = []
+        for pending in self._origins.values():
+            if at_once or pending.is_due(now_ms, self._retry_ms):
+                groups += pending.take_all(now_ms)
+        asked = self._nonces.items()
+        nonces = [nonce for nonce, ms in asked if at_once or now_ms - ms >= self._retry_ms]
+        self._nonces.update(dict.fromkeys(nonces, now_ms))
+        return groups, nonces
