@@ -213,6 +213,7 @@ def splice(data: bytes, set: Iterable[tuple[str, bytes]], remove: Iterable[str])
     encoded. What is written anew are the lengths of the mapping and of its keys, always in the shortest form,
     as MessagePack asks for; a test pins that.
     """
+    _check_depth(data)
     try:
         fields = _split(data)
     except Exception as exc:
@@ -222,6 +223,72 @@ def splice(data: bytes, set: Iterable[tuple[str, bytes]], remove: Iterable[str])
     for key, value in set:
         fields[key] = msgspec.Raw(value)
     return _encode(fields)
+
+
+_CONTAINERS: Final = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
+"""The first bytes of arrays and mappings in MessagePack."""
+
+
+_SPLITTABLE_DEPTH: Final = 256
+"""Far beyond `MAX_DEPTH`, so that data with long lists is hardly ever walked through, and far below every limit of
+the decoder's."""
+
+
+def _check_depth(data: bytes) -> None:
+    """Raises `StoreCorrupt` for containers deeper than any that a checked walk has let pass.
+
+    The decoder has a limit too, but that depends on how deep the stack is at the moment: what one node takes for
+    a mapping, the next one might not.
+    """
+    if len(data) - len(data.translate(None, _CONTAINERS)) > _SPLITTABLE_DEPTH and _is_too_deep(data):
+        raise _corrupt(f"a session's data is more than {_SPLITTABLE_DEPTH} containers deep")
+
+
+def _is_too_deep(data: bytes) -> bool:
+    left = [1]  # of each open container, how many values are still to come
+    at = 0
+    while left and at < len(data):
+        left[-1] -= 1
+        count, at = _enter(data, data[at], at + 1)
+        if count:
+            left.append(count)
+            if len(left) - 1 > _SPLITTABLE_DEPTH:
+                return True
+        while left and not left[-1]:
+            left.pop()
+    return False
+
+
+def _enter(data: bytes, first: int, at: int) -> tuple[int, int]:
+    """How many values the container that begins with the byte `first` holds (0: it is none), and where the next
+    value begins."""
+    if first < 0x80 or first >= 0xE0:
+        return 0, at
+    if first < 0x90:
+        return 2 * (first & 0x0F), at
+    if first < 0xA0:
+        return first & 0x0F, at
+    if first < 0xC0:
+        return 0, at + (first & 0x1F)
+    length_bytes, extra_bytes = _LENGTHS[first - 0xC0]
+    length = int.from_bytes(data[at : at + length_bytes], "big")
+    at += length_bytes
+    if first >= 0xDC:
+        return length * (2 if first >= 0xDE else 1), at
+    return 0, at + length + extra_bytes
+
+
+_LENGTHS: Final = (
+    *((0, 0),) * 4,  # nil, unused, false, true
+    *((1, 0), (2, 0), (4, 0)),  # bin
+    *((1, 1), (2, 1), (4, 1)),  # ext, with its type
+    *((0, 4), (0, 8)),  # float
+    *((0, 1), (0, 2), (0, 4), (0, 8)) * 2,  # integers
+    *((0, 2), (0, 3), (0, 5), (0, 9), (0, 17)),  # ext of a fixed size, with its type
+    *((1, 0), (2, 0), (4, 0)),  # str
+    *((2, 0), (4, 0)) * 2,  # array, map
+)
+"""By first byte, from 0xC0 on: the bytes that tell a length, and how many follow beside what that counts."""
 
 
 # The checked walk

@@ -841,3 +841,36 @@ def test_no_setting_allows_what_could_not_be_decompressed():
     assert Settings(max_session_size_bytes=MAX_DATA_BYTES).max_session_size_bytes == MAX_DATA_BYTES
     with pytest.raises(ConfigError):
         Settings(max_session_size_bytes=MAX_DATA_BYTES + 1)
+
+
+# Depth that depends on nothing but the data
+
+
+def nested_arrays(depth: int) -> bytes:
+    """A mapping with one field that holds so many arrays, each within the one before."""
+    return b"\x81\xa1a" + b"\x91" * depth + b"\xc0"
+
+
+@pytest.mark.parametrize("depth", [256, 400, 900, 5000])
+@pytest.mark.parametrize("frames", [0, 300])
+def test_what_is_too_deep_to_be_patched_does_not_depend_on_the_stack(depth: int, frames: int):
+    if frames:
+        test_what_is_too_deep_to_be_patched_does_not_depend_on_the_stack(depth, frames - 1)
+        return
+    with pytest.raises(StoreCorrupt):
+        splice(nested_arrays(depth), [("b", b"\x01")], [])
+    with pytest.raises(StoreCorrupt):
+        splice(b"\x82\xa1b\xdc\x00\x01\xc0" + nested_arrays(depth)[1:], [], [])
+
+
+def test_data_with_very_many_containers_that_are_not_deep_can_be_patched():
+    moments = [datetime(2026, 1, 1), UUID(int=1), Decimal("1.5"), date(2026, 1, 1)]
+    numbers = [0, -1, -40, -200, -70_000, -(2**40), 200, 70_000, 2**33, 2**63, 1.5, True, None]
+    texts = ["", "x" * 40, "ж" * 300, "x" * 70_000, b"", b"\x91" * 300, b"\x91" * 70_000]
+    data = {"rows": [{"values": [moments, numbers, texts], "none": [], "n": n} for n in range(300)]}
+    data["many"] = [[]] * 70_000
+    encoded = encode_data(data, 2**30)
+
+    patched = decode_data(splice(encoded, [("b", b"\x01")], ["many"]))
+
+    assert patched == {"rows": data["rows"], "b": 1}
