@@ -230,15 +230,15 @@ _CONTAINERS: Final = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
 
 
 _SPLITTABLE_DEPTH: Final = 256
-"""Far beyond `MAX_DEPTH`, so that data with long lists is hardly ever walked through, and far below every limit of
-the decoder's."""
+"""Far beyond `MAX_DEPTH`, so that data with long lists is hardly ever walked through, and far below every limit
+of the decoder's."""
 
 
 def _check_depth(data: bytes) -> None:
     """Raises `StoreCorrupt` for containers deeper than any that a checked walk has let pass.
 
-    The decoder has a limit too, but that depends on how deep the stack is at the moment: what one node takes for
-    a mapping, the next one might not.
+    The decoder has a limit too, but that depends on how deep the stack is at the moment: what one node takes
+    for a mapping, the next one might not.
     """
     if len(data) - len(data.translate(None, _CONTAINERS)) > _SPLITTABLE_DEPTH and _is_too_deep(data):
         raise _corrupt(f"a session's data is more than {_SPLITTABLE_DEPTH} containers deep")
@@ -260,8 +260,8 @@ def _is_too_deep(data: bytes) -> bool:
 
 
 def _enter(data: bytes, first: int, at: int) -> tuple[int, int]:
-    """How many values the container that begins with the byte `first` holds (0: it is none), and where the next
-    value begins."""
+    """How many values the container that begins with the byte `first` holds (0: it is none), and where the
+    next value begins."""
     if first < 0x80 or first >= 0xE0:
         return 0, at
     if first < 0x90:
