@@ -25,8 +25,8 @@ from hotspare.raft.messages import (
 )
 from hotspare.raft.node import Node
 from hotspare.replica import Replica
-from hotspare.table import FORGOTTEN, Results
-from tests.simulation.history import Operation
+from hotspare.table import EXPIRED, FORGOTTEN, Results
+from tests.simulation.history import FOREVER, Operation, Verdict
 
 ClusterId: TypeAlias = str
 
@@ -54,8 +54,15 @@ class RaftInvariants:
         self._clusters: dict[ServerId, ClusterId] = {}
         self._commits: dict[ServerId, int] = {}
         self._applied: dict[ServerId, int] = {}
+        self._nodes: dict[ServerId, Node] = {}
+        """As they were last seen: of a server that died, what it had then."""
         self._copies: dict[tuple[ClusterId, int], tuple[object, ...]] = {}
         """By cluster and applied index: everything countable about a copy."""
+
+    @property
+    def elections(self) -> int:
+        """How many were won."""
+        return len(self._leaders)
 
     # --- messages -------------------------------------------------------------------------------------
 
@@ -84,6 +91,7 @@ class RaftInvariants:
         node = replica.node
         if node is None:
             return
+        self._nodes[server] = node
         self._check_log(cluster, server, node)
         self._check_commit(cluster, server, node)
         if node.is_leader:
@@ -143,6 +151,9 @@ class RaftInvariants:
         commit, before = node.commit, self._commits.get(server, 0)
         if commit < before:
             raise Violation(f"the commit index of {server[:4]} went back from {before} to {commit}")
+        has_led = self._leaders.get((cluster, node.term)) == server and node.is_leader
+        if has_led and commit > before and node.log.term_at(commit) != node.term:
+            raise Violation(f"{server[:4]} counted copies of an older term's entry {commit} to commit it")
         self._commits[server] = commit
         committed = self.committed.setdefault(cluster, [])
         for index in range(before + 1, commit + 1):
@@ -156,10 +167,27 @@ class RaftInvariants:
             elif term is None:
                 raise Violation(f"{server[:4]} has committed index {index}, which nobody has seen committed")
             else:
+                self._check_majority(index, term, node)
                 committed.append((term, node.term))
         led = [each for each, entries in self.committed.items() if len(entries) > 1]
         if len(led) > 1:
             raise Violation(f"two clusters were founded from the same nodes: {', '.join(led)}")
+
+    def _check_majority(self, index: int, term: int, node: Node) -> None:
+        """A committed entry is on a majority of the voters."""
+        log = node.log
+        acting = [log.configuration]
+        if not node.is_leader:  # its leader may have counted under any of these
+            acting += [log.configuration_at(index), *[log.configurations[at] for at in log.configurations if at > index]]
+        for voters in [configuration.voters for configuration in acting]:
+            holders = [voter for voter in sorted(voters) if self._holds(voter, index, term)]
+            if 2 * len(holders) > len(voters):
+                return
+        raise Violation(f"entry {index} was committed by {len(holders)} of {len(voters)} voters")
+
+    def _holds(self, server: ServerId, index: int, term: int) -> bool:
+        node = self._nodes.get(server)
+        return node is not None and (index <= node.log.mark.index or node.log.term_at(index) == term)
 
     def _check_leader(self, cluster: ClusterId, server: ServerId, node: Node) -> None:
         """Election safety, and leader completeness."""
@@ -215,6 +243,8 @@ class Ledger:
     def applied(self, results: Results) -> None:
         for number, result in enumerate(results.results, results.first):
             place = (results.origin, number)
+            if place not in self._results and result not in (EXPIRED, FORGOTTEN):
+                self._check_in_time(place)
             known = self._results.setdefault(place, result)
             if result == FORGOTTEN or known == result:
                 continue
@@ -222,6 +252,11 @@ class Ledger:
                 self._results[place] = result
                 continue
             raise Violation(f"command {number} of origin {results.origin} ended as {known}, and as {result}")
+
+    def _check_in_time(self, place: tuple[int, int]) -> None:
+        operation = self._operations.get(place)
+        if operation is not None and operation.verdict is Verdict.UNKNOWN and operation.returned < FOREVER:
+            raise Violation(f"this took effect after its deadline: {operation}")
 
     def told(self, operation: Operation, result: int) -> None:
         known = self.result_of(operation)

@@ -68,6 +68,8 @@ class Scenario:
     limits: dict[tuple[Any, str], int]
     replica_options: dict[str, Any]
     faults: list[Fault] = field(default_factory=list)
+    one_primary_from_ms: int | None = None
+    """From then on until the faults stop nobody may be elected."""
 
     @staticmethod
     def draw(random: Random) -> Scenario:
@@ -189,12 +191,21 @@ class World:
         """Raises Violation, or whatever the code under test raises."""
         with limited(self.scenario.limits):
             self._begin()
-            self.scheduler.run_until(self.scenario.chaos_ms)
+            self._run_with_faults()
             self._heal()
             self._recover()
             self._probe()
         self._compare_copies()
         self._judge()
+
+    def _run_with_faults(self) -> None:
+        steady_from_ms = self.scenario.one_primary_from_ms
+        if steady_from_ms is not None:
+            self.scheduler.run_until(steady_from_ms)
+        elections = self.raft_invariants.elections
+        self.scheduler.run_until(self.scenario.chaos_ms)
+        if steady_from_ms is not None and self.raft_invariants.elections > elections:
+            raise Violation("a primary that a majority heard all the time was deposed")
 
     def _begin(self) -> None:
         scenario, scheduler = self.scenario, self.scheduler

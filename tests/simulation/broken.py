@@ -1,0 +1,348 @@
+"""Known bugs, put into the real code on purpose: a simulation that does not find them proves nothing.
+
+A bug is a change of a line or two in the source of a function, so that everybody can see what it is, and that a
+bug whose place has moved is noticed instead of being tested no more. Nothing in the production code knows of this.
+
+Where a random run would meet a bug too rarely, a *directed* scenario (drawn from a seed, too) makes the
+circumstances likely that it needs: the same scenario without the bug must find nothing.
+"""
+
+from __future__ import annotations
+
+import __future__
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from textwrap import dedent
+from types import FunctionType
+from typing import Any
+from unittest.mock import patch
+
+from hotspare.protocol import membership
+from hotspare.protocol.clock import ClusterClock
+from hotspare.protocol.origin import Origin
+from hotspare.protocol.reads import Freshness
+from hotspare.protocol.snapshot import SnapshotReceiver
+from hotspare.raft import node as raft_node
+from hotspare.raft.node import Node
+from hotspare.replica import Now, Replica
+from hotspare.store.plain import PlainSnapshot, PlainSpace
+from hotspare.table import Table, _Sessions
+from tests.simulation import directed
+from tests.simulation.nodes import SimulatedNode
+from tests.simulation.world import Scenario
+
+Plant = Callable[[], AbstractContextManager[object]]
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    plant: Plant
+    scenario: Callable[[int], Scenario] | None
+    """None: any run."""
+    within: int
+    """Seeds."""
+
+
+BUGS: list[Bug] = []
+
+
+def bug(
+    within: int, scenario: Callable[[int], Scenario] | None = None
+) -> Callable[[Callable[[], AbstractContextManager[object]]], Plant]:
+    def add(plant: Callable[[], AbstractContextManager[object]]) -> Plant:
+        BUGS.append(Bug(plant.__name__, plant, scenario, within))
+        return plant
+
+    return add
+
+
+def changed(owner: Any, name: str, right: str, wrong: str, **names: object) -> AbstractContextManager[object]:
+    """The function (or method, or property) with `wrong` in the place of `right` in its source."""
+    present = inspect.getattr_static(owner, name)
+    function: FunctionType = present.fget if isinstance(present, property) else present
+    source = dedent(inspect.getsource(function))
+    assert source.count(right) == 1, f"{right!r} is not (once) in {name}: where is it now?"
+    source = source[source.index("def ") :].replace(right, wrong)
+    code = compile(source, f"<broken {name}>", "exec", __future__.annotations.compiler_flag)
+    namespace: dict[str, Any] = {}
+    function.__globals__.update(names)
+    exec(code, function.__globals__, namespace)
+    broken = namespace[name]
+    return patch.object(owner, name, property(broken) if isinstance(present, property) else broken)
+
+
+@contextmanager
+def both(*plants: AbstractContextManager[object]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for plant in plants:
+            stack.enter_context(plant)
+        yield
+
+
+# --- consensus ------------------------------------------------------------------------------------------
+
+
+@bug(within=40)
+def a_vote_is_forgotten_in_a_restart() -> AbstractContextManager[object]:
+    return changed(Node, "__init__", "self.vote = hard_state.vote", "self.vote = NOBODY")
+
+
+@bug(within=40)
+def a_vote_leaves_before_it_is_written() -> AbstractContextManager[object]:
+    return changed(
+        Node, "_send_when_durable", "if number > self._persisted:", "if number > self._persisted + 9:"
+    )
+
+
+@bug(within=60)
+def an_entry_of_an_older_term_is_committed_by_counting() -> AbstractContextManager[object]:
+    return changed(
+        Node,
+        "_advance_commit",
+        "if index > log.commit and index >= self._term_start:\n        assert log.term_at(index) == self.term",
+        "if index > log.commit:\n        pass",
+    )
+
+
+@bug(within=20, scenario=directed.false_alarms)
+def voters_desert_a_leader_that_they_hear() -> AbstractContextManager[object]:
+    """No stickiness."""
+    return changed(Node, "_on_vote_request", "if self._hears_leader() and", "if False and")
+
+
+@bug(within=60)
+def a_vote_for_a_log_that_is_behind() -> AbstractContextManager[object]:
+    return changed(
+        Node,
+        "_on_vote_request",
+        "is_up_to_date = self.log.is_up_to_date(message.last_term, message.last_index)",
+        "is_up_to_date = True",
+    )
+
+
+@bug(within=40, scenario=directed.lost_states)
+def progress_is_kept_by_name() -> AbstractContextManager[object]:
+    """What the leader knew of a server is taken to be true of the new one under its name."""
+
+    def keep(self: Node) -> None:
+        known = self.__dict__.setdefault("_by_name", {})
+        old = self.progress
+        self.progress = {}
+        for member in self.log.configuration.servers:
+            if member.id != self.id:
+                progress = old.get(member.id) or known.get(member.name) or self._new_progress(member.id)
+                progress.id = member.id
+                self.progress[member.id] = known[member.name] = progress
+
+    return patch.object(Node, "_follow_configuration", keep)
+
+
+@bug(within=20, scenario=directed.lost_states)
+def a_swap_instead_of_two_changes() -> AbstractContextManager[object]:
+    return both(
+        changed(
+            membership,
+            "_next_for",
+            "return vacated(member)",
+            "return msgspec.structs.replace(member, id=presence.id)",
+        ),
+        patch.object(raft_node, "refuse_unsafe_change", lambda old, new: None),
+    )
+
+
+@bug(within=60, scenario=directed.lost_states)
+def a_change_before_the_first_commit_of_the_term() -> AbstractContextManager[object]:
+    return both(
+        changed(
+            Node,
+            "change_configuration",
+            "if not self.has_committed_in_term:",
+            "if False:",
+        ),
+        changed(
+            Replica,
+            "_may_change_configuration",
+            "return settled and node.has_committed_in_term",
+            "return settled",
+        ),
+    )
+
+
+@bug(within=60, scenario=directed.removed_votes)
+def a_learner_is_counted_as_a_voter() -> AbstractContextManager[object]:
+    return changed(
+        Node,
+        "_advance_commit",
+        "committed_index([self._match_of(voter) for voter in log.voters])",
+        "sorted([self._own_match, *(each.match for each in self.progress.values())])"
+        "[-majority(len(log.voters))]",
+    )
+
+
+@bug(within=60, scenario=directed.deposed_leaders)
+def a_read_is_served_by_a_deposed_leader() -> AbstractContextManager[object]:
+    return changed(
+        Node,
+        "request_read",
+        "self._waiting_reads.append(context)",
+        "self._reads.append(ReadReady(context, self.log.commit))",
+    )
+
+
+@bug(within=60, scenario=directed.changing_leaders)
+def reads_are_answered_before_the_first_commit_is_learned() -> AbstractContextManager[object]:
+    return both(
+        changed(Node, "_begin_round", "if self.has_committed_in_term:", "if True:"),
+        changed(Node, "_read_round_due", " or not self.has_committed_in_term", ""),
+    )
+
+
+# --- founding -------------------------------------------------------------------------------------------
+
+
+@bug(within=40, scenario=directed.competing_founders)
+def a_founding_is_adopted_twice() -> AbstractContextManager[object]:
+    return changed(
+        Replica,
+        "_on_founding",
+        "if self.node is None and",
+        "if (self.node is None or self.node.log.last_index == 1) and",
+    )
+
+
+@bug(within=60, scenario=directed.abandoned_foundings)
+def a_founding_is_given_up_with_entries_in_the_log() -> AbstractContextManager[object]:
+    return changed(Replica, "_give_up_founding", " or node.log.last_index > 1", "")
+
+
+# --- the state machine ----------------------------------------------------------------------------------
+
+
+@bug(within=40, scenario=directed.lost_groups)
+def the_highest_number_wins() -> AbstractContextManager[object]:
+    """Commands that were overtaken count as done."""
+    return changed(
+        Table,
+        "_run_group",
+        "if done < 0 or",
+        "if done < 0:\n        origin.keep(table, [version] * -done)\n        done = 0\n    if",
+    )
+
+
+@bug(within=60, scenario=directed.late_writes)
+def deadlines_are_ignored() -> AbstractContextManager[object]:
+    def run(self: _Sessions, commands: list[Any], first_version: int) -> list[int]:
+        for command in commands:
+            command.deadline_ms = 1 << 62
+        return original(self, commands, first_version)
+
+    original = _Sessions.run
+    return patch.object(_Sessions, "run", run)
+
+
+@bug(within=40)
+def two_registrations_share_an_id() -> AbstractContextManager[object]:
+    return changed(
+        Table,
+        "_register",
+        "self._origins.register(txn.table, index, self.stamp_ms)",
+        "index &= ~7\n    self._origins.register(txn.table, index, self.stamp_ms)",
+    )
+
+
+@bug(within=60, scenario=directed.lost_states)
+def snapshots_lack_the_origins() -> AbstractContextManager[object]:
+    original = PlainSnapshot.__init__
+
+    def lacking(self: PlainSnapshot, table: PlainSpace, sessions: PlainSpace) -> None:
+        original(self, table, sessions)
+        counters = [("table", key, value) for key, value in table.items() if key == b"c"]
+        self._rows = iter([*counters, *self._records()])  # type: ignore[assignment]
+
+    return patch.object(PlainSnapshot, "__init__", lacking)
+
+
+@bug(within=60, scenario=directed.lost_states)
+def a_lost_part_of_a_snapshot_goes_unnoticed() -> AbstractContextManager[object]:
+    return changed(
+        SnapshotReceiver,
+        "accepts",
+        "chunk.sequence != self.wanted:",
+        "chunk.sequence < self.wanted:",
+    )
+
+
+@bug(within=20)
+def sessions_expire_by_the_local_clock() -> AbstractContextManager[object]:
+    clock = [0]
+    perform = SimulatedNode._perform
+
+    def noting_the_clock(self: SimulatedNode, work: Any) -> None:
+        clock[0] = self.now.wall_ms
+        perform(self, work)
+
+    return both(
+        patch.object(SimulatedNode, "_perform", noting_the_clock),
+        changed(
+            Table,
+            "_advance",
+            "max(self.stamp_ms, stamp_ms)",
+            "max(self.stamp_ms, _local_clock[0])",
+            _local_clock=clock,
+        ),
+    )
+
+
+@bug(within=40, scenario=directed.expiring_crowds)
+def sessions_are_pruned_outside_apply() -> AbstractContextManager[object]:
+    tick = Replica.tick
+
+    def pruning(self: Replica, now: Now) -> None:
+        tick(self, now)
+        transaction = self.store.begin()
+        for expires_at_ms, id in transaction.expiry.due(self.cluster_ms(now), 10):
+            transaction.sessions.pop(id)
+            transaction.expiry.discard(expires_at_ms, id)
+        transaction.commit()
+
+    return patch.object(Replica, "tick", pruning)
+
+
+@bug(within=40)
+def a_touch_writes_old_data_back() -> AbstractContextManager[object]:
+    return changed(
+        _Sessions,
+        "_touch",
+        "with_expiry(record, self._stamp_ms",
+        "with_expiry(_first_seen.setdefault(command.id, record), self._stamp_ms",
+        _first_seen={},
+    )
+
+
+@bug(within=40)
+def a_touch_revives_what_has_expired() -> AbstractContextManager[object]:
+    return changed(_Sessions, "_touch", "self._live(command.id)", "self._get(command.id)")
+
+
+# --- around it ------------------------------------------------------------------------------------------
+
+
+@bug(within=60, scenario=directed.forgotten_origins)
+def what_was_sent_counts_as_never_sent() -> AbstractContextManager[object]:
+    return changed(Origin, "_abandon", "Lost(False, reason)", "Lost(True, reason)")
+
+
+@bug(within=40)
+def the_fastest_clock_rules() -> AbstractContextManager[object]:
+    return changed(ClusterClock, "lead", "lower_median(voters_wall_ms)", "max(voters_wall_ms)")
+
+
+@bug(within=60)
+def a_copy_takes_itself_for_fresher_than_it_is() -> AbstractContextManager[object]:
+    return changed(
+        Freshness, "ripe", "max(self.fresh_as_of_ms, self._renewal[1])", "self._renewal[1] + 1000"
+    )

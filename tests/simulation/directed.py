@@ -1,0 +1,220 @@
+"""Scenarios in which certain things happen often: each is a random one with some of it settled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from random import Random
+
+import hotspare.protocol.origin
+import hotspare.protocol.snapshot
+import hotspare.replica
+import hotspare.table
+from hotspare.raft.node import Timing
+from tests.simulation.faults import PRIMARY, Fault
+from tests.simulation.network import CALM, Conditions
+from tests.simulation.nodes import SimulatedNode
+from tests.simulation.world import Scenario, World
+
+BASE_TIMING = Timing(100, 500)
+
+
+def _base(seed: int, nodes: int = 3) -> tuple[Scenario, Random]:
+    """A well-founded, busy cluster of that size on a good network, and nothing that goes wrong."""
+    random = Random(f"{seed}/directed")
+    scenario = Scenario.draw(random)
+    scenario.nodes = nodes
+    scenario.chaos_ms = 4000
+    scenario.conditions = CALM
+    scenario.start_ms = [0] * nodes
+    scenario.by_settings = False
+    scenario.founders = [(20, 0)]
+    scenario.untrusted = frozenset()
+    scenario.local_clients = [0, 1 % nodes]
+    scenario.remote_clients = [random.randrange(nodes)]
+    scenario.replica_options |= {"replica_nodes": (), "timing": BASE_TIMING, "max_memory_bytes": 1 << 30}
+    scenario.faults = []
+    workload = scenario.workload
+    workload.pause_ms, workload.at_once, workload.weights = 30, 2, [30, 10, 8, 18, 6, 28]
+    return scenario, random
+
+
+def _every(
+    random: Random, gap_ms: int, kind: str, strike: Callable[[World], None], begin_ms: int = 500
+) -> list[Fault]:
+    """The same fault again and again until the faults stop."""
+    faults = []
+    at_ms = begin_ms
+    while at_ms < 4000:
+        faults.append(Fault(at_ms, kind, kind, strike))
+        at_ms += random.randrange(gap_ms // 2, 2 * gap_ms)
+    return faults
+
+
+def _crash(which: int, *, keep_state: bool, down_ms: int) -> Callable[[World], None]:
+    return lambda world: world.crash(world.victim(which), keep_state=keep_state, down_ms=down_ms)
+
+
+def _isolate(node: SimulatedNode, world: World, for_ms: int, *, they_notice: bool) -> None:
+    """Cuts a node off. `they_notice`: the others' connections to it close at once, its own do not."""
+    others = [other for other in world.nodes if other is not node]
+    directions = [(node.name, other.name) for other in others] + [(other.name, node.name) for other in others]
+    world.network.cut(directions)
+    world.scheduler.after(for_ms, lambda: world.network.mend(directions))
+    if they_notice:
+        for other in others:
+            world.network.close(other.name, node.name)
+
+
+def false_alarms(seed: int) -> Scenario:
+    """One secondary keeps losing its connection to the primary; everybody else hears that very well. There
+    is to be one primary from beginning to end."""
+    scenario, random = _base(seed)
+
+    def strike(world: World) -> None:
+        primary = world.victim(PRIMARY)
+        others = [node for node in world.nodes if node is not primary]
+        world.network.close(others[0].name, primary.name)
+
+    scenario.faults = _every(random, 300, "a false alarm", strike, begin_ms=1000)
+    return dataclasses.replace(scenario, one_primary_from_ms=900)
+
+
+def lost_states(seed: int) -> Scenario:
+    """Secondaries lose their state and come back while everybody writes: snapshots, learners, changes."""
+    scenario, random = _base(seed, nodes=random_size(seed))
+    scenario.replica_options["log_keep_bytes"] = 800
+    scenario.limits[hotspare.protocol.snapshot, "CHUNK_BYTES"] = 200
+    scenario.conditions = Conditions(delay_ms=(0, 3), drop=0.05)
+    for which in range(scenario.nodes):
+        scenario.faults += _every(
+            random, 900, "a lost state", _crash(which, keep_state=False, down_ms=random.choice([0, 50]))
+        )
+    scenario.faults += _every(random, 1500, "a crash", _crash(PRIMARY, keep_state=True, down_ms=100))
+    return scenario
+
+
+def random_size(seed: int) -> int:
+    return 3 + seed % 3
+
+
+def removed_votes(seed: int) -> Scenario:
+    """Dead secondaries lose their votes and come back as learners, while others are cut off."""
+    scenario, random = _base(seed, nodes=4)
+
+    def strike(world: World) -> None:
+        primary = world.victim(PRIMARY)
+        others = [node for node in world.nodes if node is not primary]
+        dead, *rest = world.random.sample(others, len(others))
+        world.crash(dead, keep_state=True, down_ms=400)
+        name = dead.name
+        world.scheduler.after(60, lambda: primary.run(lambda: primary.operate("failover", name)))
+        for other in rest:
+            world.scheduler.after(395, lambda other=other: world.network.cut([(other.name, primary.name)]))
+            world.scheduler.after(700, lambda other=other: world.network.mend([(other.name, primary.name)]))
+
+    scenario.faults = _every(random, 1400, "a vote is taken away", strike)
+    return scenario
+
+
+def deposed_leaders(seed: int) -> Scenario:
+    """Primaries are cut off, the others notice at once, and clients of both sides go on."""
+    scenario, random = _base(seed)
+    scenario.local_clients = [0, 1, 2]
+    scenario.workload.ids = ["s0"]
+    scenario.faults = _every(
+        random,
+        800,
+        "the primary is cut off",
+        lambda world: _isolate(world.victim(PRIMARY), world, 450, they_notice=True),
+    )
+    return scenario
+
+
+def changing_leaders(seed: int) -> Scenario:
+    """Primaries die just after they have committed something, and its news has not spread."""
+    scenario, random = _base(seed)
+    scenario.local_clients = [0, 1, 2]
+    scenario.workload.ids = ["s0"]
+    scenario.conditions = Conditions(delay_ms=(1, 20))
+    scenario.faults = _every(random, 250, "a crash", _crash(PRIMARY, keep_state=True, down_ms=30))
+    return scenario
+
+
+def competing_founders(seed: int) -> Scenario:
+    scenario, random = _base(seed, nodes=random_size(seed))
+    scenario.founders = [(random.randrange(20, 40), which) for which in range(scenario.nodes)]
+    scenario.conditions = Conditions(delay_ms=(1, 10))
+    return scenario
+
+
+def abandoned_foundings(seed: int) -> Scenario:
+    """A cluster just founded is cut to pieces for longer than a founding is waited for."""
+    scenario, random = _base(seed)
+    scenario.replica_options["timing"] = Timing(20, 60)
+    scenario.conditions = Conditions(delay_ms=(1, 5))
+    at_ms = random.randrange(40, 400)
+
+    def strike(world: World) -> None:
+        for node in world.nodes:
+            _isolate(node, world, 1500, they_notice=True)
+
+    scenario.faults = [Fault(at_ms, "pieces", "everybody is cut off", strike)]
+    scenario.chaos_ms = 2500
+    return scenario
+
+
+def lost_groups(seed: int) -> Scenario:
+    """Writers at secondaries, several groups on the way, some of which get lost."""
+    scenario, _ = _base(seed)
+    scenario.local_clients = [0, 1, 2]
+    scenario.workload.batch_size, scenario.workload.at_once = 1, 4
+    scenario.limits[hotspare.protocol.origin, "MAX_GROUPS_IN_FLIGHT"] = 16
+    scenario.conditions = Conditions(delay_ms=(1, 5), drop=0.1, reorder=0.3)
+    return scenario
+
+
+def late_writes(seed: int) -> Scenario:
+    """Writers with little patience in a cluster that has no primary now and then."""
+    scenario, random = _base(seed)
+    scenario.workload.timeouts_ms = (60, 120)
+    scenario.conditions = Conditions(delay_ms=(1, 40), straggle=0.02)
+    scenario.faults = _every(random, 700, "a crash", _crash(PRIMARY, keep_state=True, down_ms=1500))
+    return scenario
+
+
+def expiring_crowds(seed: int) -> Scenario:
+    scenario, random = _base(seed)
+    scenario.limits[hotspare.table, "PRUNE_PER_BATCH"] = 2
+    scenario.workload.ttls_ms = (400, 1500)
+    scenario.faults = _every(random, 400, "a crowd", lambda world: world.store_crowd(20, 300))
+    return scenario
+
+
+def forgotten_origins(seed: int) -> Scenario:
+    """Origins are forgotten soon, and their homes are cut off for longer than that."""
+    scenario, random = _base(seed)
+    scenario.limits[hotspare.table, "ORIGIN_TTL_MS"] = 300
+    scenario.workload.timeouts_ms = (5000,)
+
+    def strike(world: World) -> None:
+        node = world.nodes[random.randrange(len(world.nodes))]
+        _isolate(node, world, 700, they_notice=False)
+
+    scenario.faults = _every(random, 900, "a node is cut off", strike)
+    return scenario
+
+
+ALL: tuple[Callable[[int], Scenario], ...] = (
+    false_alarms,
+    lost_states,
+    removed_votes,
+    deposed_leaders,
+    changing_leaders,
+    competing_founders,
+    abandoned_foundings,
+    lost_groups,
+    late_writes,
+    expiring_crowds,
+    forgotten_origins,
+)
