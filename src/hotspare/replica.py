@@ -260,6 +260,7 @@ class Replica:
             self.node.tick(now.boot_ms)
             self._transfers.nudge(self.node, self.peers.is_up, self.config.timing)
             self._notice_changes()
+            self._advance_operations()
             self._send_again()
             self._renew_freshness()
         if self.is_leader:
@@ -519,7 +520,7 @@ class Replica:
     def _on_founding_reply(self, peer_name: str, message: FoundingReply) -> None:
         if self._attempt is not None:
             self._attempt.note_reply(peer_name, message)
-            self._advance_founding()
+            self._lead_founded(self._attempt)
 
     def _found_by_settings(self) -> None:
         if self.node is not None or self._attempt is not None:
@@ -560,13 +561,21 @@ class Replica:
             self._press_founding(attempt)
 
     def _press_founding(self, attempt: Attempt) -> None:
-        """Sends it to those who have not adopted it; leads as soon as most have."""
+        """Sends it to those who have not adopted it. Only as time goes by, never in answer to a refusal: two
+        founders would keep each other busy with nothing else."""
         assert attempt.configuration is not None
         for name in attempt.names:
             if name not in attempt.adopted:
                 self._outbox.send(name, Founding(attempt.configuration))
+        self._lead_founded(attempt)
+
+    def _lead_founded(self, attempt: Attempt) -> None:
+        """Asks for the others' votes as soon as most have adopted it."""
         node = self.node
-        if node is not None and attempt.is_adopted_by_most and node.leader == NOBODY:
+        if node is None or attempt.has_campaigned or not attempt.is_adopted_by_most:
+            return
+        attempt.has_campaigned = True
+        if node.leader == NOBODY:
             node.campaign(self._now.boot_ms)
             self._notice_changes()
 

@@ -1,89 +1,72 @@
+"""What only a whole replica shows, over a network in which every message arrives at once."""
+
 from __future__ import annotations
 
-from itertools import count
+import random
 
-from hotspare.protocol.messages import Envelope, Founding
-from hotspare.protocol.snapshot import pack_rows
-from hotspare.raft.messages import NOBODY, Configuration, Member, SnapshotChunk, SnapshotMark
-from hotspare.replica import GIVE_UP_ELECTIONS, Now, Reborn, Replica, ReplicaConfig
-from hotspare.session import pack_record
-from hotspare.store import Row
+from hotspare.protocol.messages import Envelope, Founding, FoundingReply
+from hotspare.replica import Now, Replica, ReplicaConfig
 from hotspare.store.plain import PlainStore
-from hotspare.table import Table
 
-CLUSTER = "c" * 32
-
-
-def new_replica(name: str) -> Replica:
-    ids = (f"{name}{number}" for number in count())
-    return Replica(ReplicaConfig(name, name), PlainStore(), lambda n: 0, lambda: next(ids), Now(0, 0))
+NAMES = ("n1", "n2", "n3")
 
 
-def adopt_a_founding(replica: Replica, founder: str, now: Now) -> None:
-    """As one of two voters, of whom the other is never heard of again."""
-    members = (Member(founder, founder, f"{founder}0", True), Member("b", "b", replica.id, True))
-    replica.peer_up(founder, f"{founder}0", founder, now)
-    founding = Founding(Configuration(CLUSTER, members))
-    replica.receive(founder, Envelope("", f"{founder}0", NOBODY, 0, 0, founding), now)
+class Net:
+    """Replicas by name. `settle` delivers what is sent until nobody sends any more."""
 
+    def __init__(self) -> None:
+        self.now = Now(1_000, 1_700_000_000_000)
+        self.delivered: list[Envelope] = []
+        rng = random.Random(1)
+        self.replicas = {
+            name: Replica(
+                ReplicaConfig(name, name),
+                PlainStore(),
+                rng.randrange,
+                lambda: f"{rng.getrandbits(64):016x}",
+                self.now,
+            )
+            for name in NAMES
+        }
+        for name, replica in self.replicas.items():
+            for other, peer in self.replicas.items():
+                if other != name:
+                    replica.peer_up(other, peer.id, other, self.now)
 
-def tick_until(replica: Replica, end_ms: int) -> None:
-    for boot_ms in range(0, end_ms, 50):
-        now = Now(boot_ms, boot_ms)
-        replica.tick(now)
-        while work := replica.work(now):
+    def settle(self, limit: int = 10_000) -> None:
+        for _ in range(limit):
+            sent = [(name, *each) for name, r in self.replicas.items() for each in self.turn(r)]
+            if not sent:
+                return
+            for sender, receiver, envelope in sent:
+                self.delivered.append(envelope)
+                self.replicas[receiver].receive(sender, envelope, self.now)
+        raise AssertionError("they never stop talking")
+
+    def turn(self, replica: Replica) -> list[tuple[str, Envelope]]:
+        while (work := replica.work(self.now)) is not None:
             work.perform()
-            replica.finish(work, now)
+            replica.finish(work, self.now)
+        return replica.take_outbox()
+
+    def count(self, kind: type) -> int:
+        return sum(isinstance(envelope.message, kind) for envelope in self.delivered)
 
 
-def test_a_node_that_gives_a_founding_up_asks_for_new_handshakes():
-    replica = new_replica("b")
-    adopt_a_founding(replica, "a", Now(0, 0))
-    former = replica.id
-    assert replica.cluster_id == CLUSTER
-    replica.take_events()
-
-    tick_until(replica, (GIVE_UP_ELECTIONS + 2) * replica.config.timing.election_timeout_ms)
-
-    assert (replica.id != former, replica.cluster_id) == (True, "")
-    assert Reborn() in replica.take_events()
+def test_two_founders_do_not_keep_each_other_busy_at_network_speed():
+    net = Net()
+    net.settle()
+    for founder in ("n1", "n2"):
+        net.replicas[founder].found({name: name for name in NAMES}, 10_000, net.now)
+    net.settle(limit=1_000)
+    assert 0 < net.count(Founding) <= 8
+    assert net.count(FoundingReply) == net.count(Founding)
 
 
-# Snapshots
-
-
-def rows_of_a_copy(sessions: int, applied_index: int) -> list[Row]:
-    store = PlainStore()
-    transaction = store.begin()
-    for n in range(sessions):
-        transaction.sessions[b"s%d" % n] = pack_record(1, 1 << 40, 0, 0, b"data")
-    table = Table(transaction)
-    table.applied_index = applied_index
-    table.save(transaction)
-    transaction.commit()
-    return store.snapshot().read(1 << 20)
-
-
-def send_chunk(
-    replica: Replica, transfer: int, index: int, sequence: int, last: bool, rows: list[Row]
-) -> None:
-    members = (Member("a", "a", "a0", True), Member("b", "b", replica.id, False))
-    mark = SnapshotMark(index, 1, Configuration(CLUSTER, members))
-    chunk = SnapshotChunk("a0", replica.id, 1, mark, transfer, sequence, last, pack_rows(rows))
-    replica.receive("a", Envelope(CLUSTER, "a0", replica.id, 0, 0, chunk), Now(0, 0))
-
-
-def test_a_part_of_the_next_snapshot_does_not_mix_with_one_that_is_being_installed():
-    replica = new_replica("b")
-    replica.peer_up("a", "a0", "a", Now(0, 0))
-    whole = rows_of_a_copy(sessions=100, applied_index=10)
-    next_one = rows_of_a_copy(sessions=200, applied_index=20)
-
-    send_chunk(replica, 1, 10, 0, True, whole)
-    send_chunk(replica, 2, 20, 0, False, next_one[:50])
-    while work := replica.work(Now(0, 0)):
-        work.perform()
-        replica.finish(work, Now(0, 0))
-
-    assert len(replica.store.ids()) == 100
-    assert replica.table.applied_index == 10
+def test_a_founding_ends_with_a_primary_that_all_follow():
+    net = Net()
+    net.settle()
+    net.replicas["n2"].found({name: name for name in NAMES}, 10_000, net.now)
+    net.settle()
+    assert {replica.leader for replica in net.replicas.values()} == {"n2"}
+    assert len({replica.cluster_id for replica in net.replicas.values()}) == 1

@@ -45,6 +45,8 @@ class Attempt:
     configuration: Configuration | None = None
     """Set once it is handed out."""
     adopted: set[str] = field(default_factory=set)
+    has_campaigned: bool = False
+    """Once is enough: after that, elections are up to the nodes."""
 
     @property
     def is_adopted_by_most(self) -> bool:
