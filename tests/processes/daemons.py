@@ -41,6 +41,7 @@ def free_addresses(count: int) -> list[str]:
         probes.append(probe)
         with suppress(OSError):
             probe.bind((HOST, random.SystemRandom().choice(PORTS)))
+            probe.listen()  # two may be bound to one port
             ports.append(probe.getsockname()[1])
     for probe in probes:
         probe.close()

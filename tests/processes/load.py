@@ -129,7 +129,8 @@ class Load:
             problems += [f"on {daemon.name}: {problem}" for problem in contradictions]
         if not self.ledger.acknowledged:
             problems.append("nothing was ever acknowledged")
-        return problems + self.history.problems()
+        # In a thread, because the network between the nodes may be in this process.
+        return problems + await asyncio.to_thread(self.history.problems)
 
     async def _read_the_contended(self) -> None:
         async with client(self.daemons.addresses) as sessions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from typing import Any
 
 import pytest
@@ -59,6 +60,7 @@ async def test_nodes_may_die_while_they_found_a_cluster(daemons: Daemons, rounds
         await is_one_cluster(daemons)
         for daemon in nodes:
             daemon.kill()
+            shutil.rmtree(daemon.data_dir)
         daemons.by_name.clear()
 
 

@@ -81,9 +81,9 @@ async def test_a_primary_that_is_cut_off_is_replaced_and_refuses_everything(
             await primary.ready()
             await load.progress()
     await load.verify()
-    for daemon in daemons:
-        async with daemon.client() as sessions:
-            assert await sessions.get_session("too late") is None, "it took effect after its deadline"
+    async with client(daemons.addresses) as sessions:
+        found = await sessions.get_session("too late", read="primary")
+        assert found is None, "it took effect after its deadline"
 
 
 async def test_a_primary_whose_words_get_stuck_is_replaced(

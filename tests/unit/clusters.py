@@ -56,6 +56,7 @@ def free_addresses(count: int) -> list[str]:
         sockets.append(attempt)
         with suppress(OSError):
             attempt.bind(("127.0.0.1", random.SystemRandom().randrange(10_000, 32_000)))
+            attempt.listen()  # two may be bound to one port
             ports.append(attempt.getsockname()[1])
     for each in sockets:
         each.close()
