@@ -43,9 +43,9 @@ class Network:
     ) -> None:
         for server in self._servers:
             server.close()
-        for link in self._links:
-            link.task.cancel()
-        await asyncio.gather(*(link.task for link in self._links), return_exceptions=True)
+        self.heal()
+        self.reset()
+        await asyncio.gather(*(link.task for link in self._links))
 
     async def add_cluster(self, daemons: Daemons, count: int = 4) -> list[Daemon]:
         """Nodes that list each other as replicas, and reach each other through this network only."""
