@@ -230,8 +230,8 @@ _CONTAINERS: Final = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])
 
 
 _SPLITTABLE_DEPTH: Final = 256
-"""Far beyond `MAX_DEPTH`, so that data with long lists is hardly ever walked through, and far below every limit
-of the decoder's."""
+"""Far beyond `MAX_DEPTH`, so that data with long lists is hardly ever walked through, and far below every
+limit of the decoder's."""
 
 
 def _check_depth(data: bytes) -> None:
