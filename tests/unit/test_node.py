@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,8 @@ from hotspare.errors import (
     UnknownNode,
     VersionConflict,
 )
+from hotspare.raft import node as raft_node
+from hotspare.raft.messages import TimeoutNow
 from hotspare.store.plain import PlainStore
 from tests.unit.clusters import Cluster, eventually, free_addresses, node_of, running
 
@@ -624,6 +627,24 @@ async def test_a_node_without_a_majority_cannot_be_promoted():
 
 
 @pytest.mark.parametrize("asked", ["primary", "secondary"])
+async def test_a_leadership_that_nobody_takes_over_stays_and_that_is_told_soon(
+    three: Cluster, monkeypatch: pytest.MonkeyPatch, asked: str
+):
+    handlers: dict[Any, Any] = raft_node._HANDLERS  # type: ignore[assignment]
+    monkeypatch.setitem(handlers, TimeoutNow, lambda node, message: None)
+    primary, secondary = await three.primary(), await three.secondary()
+    whom = primary if asked == "primary" else secondary
+
+    with pytest.raises(Refused, match="could not take over in time"):
+        await whom.trigger_failover(primary.settings.node)
+    with pytest.raises(Refused, match="could not take over in time"):
+        await secondary.promote_to_primary()
+
+    assert await three.primary() is primary
+    await secondary.store_session("s1", {}, MINUTE_MS)
+
+
+@pytest.mark.parametrize("asked", ["primary", "secondary"])
 async def test_a_failover_of_the_primary_makes_a_secondary_lead(three: Cluster, asked: str):
     primary = await three.primary()
     whom = primary if asked == "primary" else await three.secondary()
@@ -784,6 +805,24 @@ async def test_a_node_refuses_to_work_before_its_start_and_after_its_stop():
     await sessions.stop()
     await sessions.stop()
     await _refuses_everything(sessions)
+    with pytest.raises(Refused, match="make another"):
+        await sessions.start()
+
+
+async def test_to_start_a_node_that_runs_changes_nothing(three: Cluster):
+    await three[0].start()
+
+    await three[0].store_session("s1", {"n": 1}, MINUTE_MS)
+    await three.settled()
+
+
+async def test_a_peer_whose_address_is_nonsense_is_its_own_problem(three: Cluster):
+    node = node_of(three[0])
+    node.replica.peers.meet("stranger", "no address")
+    node._dial()
+
+    await three[0].store_session("s1", {"n": 1}, MINUTE_MS)
+    assert "stranger" not in node._transport.dialled  # type: ignore[union-attr]
 
 
 async def _refuses_everything(sessions: AsyncSessionReplicator) -> None:

@@ -28,6 +28,7 @@ from hotspare.cluster.wire import Hello, Rejected, RejectionCode, Welcome
 from hotspare.cluster.writer import Writer, size_of
 from hotspare.engine import Read
 from hotspare.errors import (
+    ConfigError,
     HotspareError,
     NotReady,
     OutcomeUnknown,
@@ -111,11 +112,15 @@ class ClusterNode:
     @property
     def replica(self) -> Replica:
         if self._replica is None:
-            raise NotReady("it was not started")
+            raise NotReady("it does not run")
         return self._replica
 
     async def start(self) -> None:
         """Listens and takes part. Raises ConfigError (address in use, …) or StoreError."""
+        if self._is_stopping:
+            raise Refused("start", "this node was stopped: make another one")
+        if self._replica is not None:
+            return
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[None] = self._loop.create_future()
         """Gets the error that makes this node stop by itself."""
@@ -226,6 +231,8 @@ class ClusterNode:
             return self.read_local(id)
         if how == "primary":
             await self._confirm(timeout_ms)
+        elif how != "stale":
+            raise ProtocolError(f"it asked for a read that is {how!r:.40}", "a kind that this version knows")
         return self._read_any_age(id)
 
     def _read_any_age(self, id: bytes) -> bytes | None:
@@ -310,8 +317,8 @@ class ClusterNode:
 
     async def _call_found(self, timeout_ms: int, nodes: list[str]) -> str:
         """Founds a cluster of this node and those. Returns when it has a primary and this copy is ready."""
-        addresses = {name: name for name in nodes}
-        context = self.replica.found(addresses, timeout_ms, clocks.now())
+        others = self.settings.changed(replica_nodes=tuple(nodes)).replica_nodes  # raises ConfigError
+        context = self.replica.found({name: name for name in others}, timeout_ms, clocks.now())
         self._schedule()
         outcome = await self._wait_for_operation("start_cluster", "", context, timeout_ms + 1000)
         await self._until_ready(timeout_ms)
@@ -386,6 +393,7 @@ class ClusterNode:
         return await answer(self, timeout_ms, **arguments)
 
     async def _call_get(self, timeout_ms: int, id: bytes, how: Read) -> bytes | None:
+        _check_key(id)
         return await self.fetch(id, how, timeout_ms)
 
     async def _call_ids(self, timeout_ms: int) -> list[bytes]:
@@ -404,8 +412,9 @@ class ClusterNode:
     async def _call_records(self, timeout_ms: int, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Some sessions in id order, at most `limit`, from the first id greater than `after` on, expired ones
         included: whoever walks through all of them must be able to tell the end, where there is none."""
+        _check_key(after)
         self._check_fresh()
-        records = self.store.records(after, min(limit, MAX_RECORDS))
+        records = self.store.records(after, max(0, min(limit, MAX_RECORDS)))
         sizes_bytes = accumulate(len(id) + len(record) for id, record in records)
         fitting = sum(1 for size_bytes in sizes_bytes if size_bytes <= MAX_RECORDS_BYTES)
         return records[: max(1, fitting)]
@@ -645,7 +654,12 @@ class ClusterNode:
         for name in set(self._transport.dialled) - set(targets):
             self._transport.undial(name)
         for name, address in targets.items():
-            self._transport.dial(name, Address.parse(address))
+            try:
+                parsed = Address.parse(address)
+            except ConfigError as exc:  # it said so itself: no reason to stop
+                logger.warning("%s: %s has an address that cannot be dialled: %s", self.name, name, exc)
+            else:
+                self._transport.dial(name, parsed)
 
     def _on_up(self, name: str, incarnation: str, address: str) -> None:
         if self._replica is not None:
@@ -675,6 +689,12 @@ class ClusterNode:
 
     def _on_client(self, connection: Accepted) -> ClientSession:
         return ClientSession(self, connection)
+
+
+def _check_key(id: object) -> None:
+    """Raises TypeError: to look for what is no id must not look like a session that is not there."""
+    if type(id) is not bytes:
+        raise TypeError(f"an id of type {type(id).__name__}")
 
 
 def _retrieve(future: asyncio.Future[None]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from hotspare.cluster import calls, clocks
@@ -24,14 +26,26 @@ from hotspare.errors import (
 )
 from hotspare.protocol.clock import ClusterClock
 from hotspare.settings import Address
-from hotspare.table import Command
+from hotspare.table import Command, RawGroup
 
 CONNECT_TIMEOUT_MS = 1000
 """How long one address may take before the next one is tried."""
+SILENCE_MS = 1500
+"""A home that says nothing for so long while something waits for its answer is left for the next one: it may
+hang, or have lost the others."""
 ONE_NODE_ONLY = ("promote", "found", "status", "metrics", "flush")
 """Calls that mean the very node that was asked: not repeated at another one."""
 PAUSE_MS = 50
-"""Between two rounds over all addresses."""
+"""Between two rounds over all addresses, and between two looks at what waits."""
+STOP_TIMEOUT_MS = 1000
+"""How long what is still to be sent may take when the client stops."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    call: calls.Call
+    answer: asyncio.Future[Any]
+    is_sent: bool = False
 
 
 class RemoteEngine:
@@ -56,7 +70,8 @@ class RemoteEngine:
         self._writer = Writer(batch_size, batch_timeout_ms, max_clock_skew_ms, self._schedule)
         self._clock = ClusterClock()
         self._connection: Dialled | None = None
-        self._calls: dict[int, tuple[calls.Call, asyncio.Future[Any]]] = {}
+        self._calls: dict[int, _Asked] = {}
+        """Those without an answer, by context."""
         self._next_context = 0
         self._parts = bytearray()
         """Of a message that is not complete."""
@@ -65,6 +80,10 @@ class RemoteEngine:
         self._keeper: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._lost = asyncio.Event()
+        self._is_stopped = False
+        self._looked_ms = 0
+        self._heard_ms = 0
+        """When the home said something last, or nothing was to be said."""
 
     @property
     def home(self) -> str:
@@ -73,6 +92,10 @@ class RemoteEngine:
 
     async def start(self) -> None:
         """Raises Unavailable when no address can be reached in time, Refused or ProtocolError at once."""
+        if self._is_stopped:
+            raise Refused("start", "this client was stopped: make another one")
+        if self._keeper is not None:
+            return
         self._loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeout_ms / 1000):
@@ -83,20 +106,28 @@ class RemoteEngine:
         self._on_timer()
 
     async def stop(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-            self._keeper = None
+        """Waits for the answers to writes that are under way, then leaves."""
+        if self._keeper is None or self._is_stopped:
+            return
+        self._is_stopped = True
+        with suppress(TimeoutError):  # close() tells their callers
+            async with asyncio.timeout(self._timeout_ms / 1000):
+                while self._writer.is_busy:
+                    await self._writer.settle()
+        self._keeper.cancel()
+        await asyncio.gather(self._keeper, return_exceptions=True)
         if self._timer is not None:
             self._timer.cancel()
+        self._writer.close("the client was stopped")
+        for asked in self._calls.values():
+            if not asked.answer.done():
+                asked.answer.set_exception(Unavailable("the client was stopped"))
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-            await connection.ended
-        self._writer.close("the client was stopped")
-        for _, future in self._calls.values():
-            if not future.done():
-                future.set_exception(Unavailable("the client was stopped"))
+            _, unended = await asyncio.wait([connection.ended], timeout=STOP_TIMEOUT_MS / 1000)
+            if unended:
+                connection.abort()
 
     # --- the engine's verbs -----------------------------------------------------------------------------
 
@@ -108,22 +139,31 @@ class RemoteEngine:
         return record
 
     async def write(self, commands: list[Command], timeout_ms: int) -> list[int]:
+        self._check_running()
         return await self._writer.write(commands, size_of(commands), clocks.boot_ms(), timeout_ms)
 
     async def call(self, verb: str, timeout_ms: int, **arguments: Any) -> Any:
+        self._check_running()
         self._next_context += 1
-        call = calls.Call(self._next_context, verb, arguments, timeout_ms)
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._calls[call.context] = (call, future)
-        self._send(call)
+        context = self._next_context
+        asked = _Asked(calls.Call(context, verb, arguments, timeout_ms), self._loop.create_future())
+        self._calls[context] = asked
+        self._ask(asked)
         try:
             # The node keeps to the timeout; the client's own is for a node that is gone.
             async with asyncio.timeout((timeout_ms + CONNECT_TIMEOUT_MS) / 1000):
-                return await future
+                return await asked.answer
         except TimeoutError:
             raise Unavailable(f"none of {self._all_addresses()} answered in time") from None
         finally:
-            del self._calls[call.context]
+            del self._calls[context]
+
+    def _check_running(self) -> None:
+        if self._keeper is None or self._is_stopped:
+            raise NotReady("this client does not run")
+
+    def _ask(self, asked: _Asked) -> None:
+        asked.is_sent = self._send(asked.call)
 
     # --- connecting -------------------------------------------------------------------------------------
 
@@ -160,19 +200,19 @@ class RemoteEngine:
         raise Unavailable(f"none of {self._all_addresses()} can be reached") from failures[0]
 
     async def _connect_to(self, address: Address) -> Dialled:
-        return await connect_client(address, self, timeout_ms=min(CONNECT_TIMEOUT_MS, self._timeout_ms))
+        share_ms = self._timeout_ms // len(self._addresses)
+        return await connect_client(address, self, timeout_ms=min(CONNECT_TIMEOUT_MS, share_ms))
 
     def _resume(self) -> None:
         """Everything without an answer is sent again to the new home."""
         self._enrolling = b""
-        for call, future in list(self._calls.values()):
-            if call.verb not in ONE_NODE_ONLY:
-                self._send(call)
-            elif not future.done():
-                future.set_exception(Unavailable("the connection was lost before the node answered"))
-        groups = self._writer.origin.unanswered()
-        if groups:
-            self._send(calls.Submit(groups))
+        self._heard_ms = clocks.boot_ms()
+        for asked in self._calls.values():
+            if asked.call.verb not in ONE_NODE_ONLY or not asked.is_sent:
+                self._ask(asked)
+            elif not asked.answer.done():
+                asked.answer.set_exception(Unavailable("the connection was lost before the node answered"))
+        self._submit(self._writer.origin.unanswered())
         self._schedule()
 
     def _all_addresses(self) -> str:
@@ -181,6 +221,7 @@ class RemoteEngine:
     # --- the connection's handler -----------------------------------------------------------------------
 
     def frames_received(self, frames: list[bytes]) -> None:
+        self._heard_ms = clocks.boot_ms()
         for frame in frames:
             self._received(calls.decode_to_client(frame))
         self._writer.notice()
@@ -218,14 +259,14 @@ class RemoteEngine:
         self._writer.origin.refuse(message.reason)
 
     def _on_return(self, message: calls.Return) -> None:
-        _, future = self._calls.get(message.context, (None, None))
-        if future is not None and not future.done():
-            future.set_result(message.value)
+        asked = self._calls.get(message.context)
+        if asked is not None and not asked.answer.done():
+            asked.answer.set_result(message.value)
 
     def _on_failure(self, message: calls.Failure) -> None:
-        _, future = self._calls.get(message.context, (None, None))
-        if future is not None and not future.done():
-            future.set_exception(from_dict(message.error))
+        asked = self._calls.get(message.context)
+        if asked is not None and not asked.answer.done():
+            asked.answer.set_exception(from_dict(message.error))
 
     # --- writing ----------------------------------------------------------------------------------------
 
@@ -244,21 +285,37 @@ class RemoteEngine:
             self._enrolling = nonce
             self._send(calls.EnrolClient(nonce))
         now_ms = clocks.boot_ms()
-        groups = origin.take_groups(now_ms, self._clock.read_ms(now_ms))
-        if groups:
-            self._send(calls.Submit(groups))
+        self._submit(origin.take_groups(now_ms, self._clock.read_ms(now_ms)))
         self._arm_timer(origin.next_flush_ms())
 
-    def _send(self, message: calls.FromClient) -> None:
-        if self._connection is not None:
-            self._connection.send([calls.encode(message)])
+    def _submit(self, groups: list[RawGroup]) -> None:
+        """One message each: all together may be longer than a frame."""
+        for group in groups:
+            if not self._send(calls.Submit([group])) and self._connection is not None:
+                self._connection.abort("it does not read")  # the next home gets everything again
+                return
+
+    def _send(self, message: calls.FromClient) -> bool:
+        return self._connection is not None and self._connection.send([calls.encode(message)])
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._writer.origin.expire(clocks.boot_ms())
+        now_ms = clocks.boot_ms()
+        self._writer.origin.expire(now_ms)
         self._writer.notice()
+        self._leave_silent_home(now_ms)
         self._flush()
         self._arm_timer(None)
+
+    def _leave_silent_home(self, now_ms: int) -> None:
+        was_away = now_ms - self._looked_ms > SILENCE_MS // 2  # then it was this process that was silent
+        self._looked_ms = now_ms
+        verbs = [asked.call.verb for asked in self._calls.values()]
+        if was_away or not (verbs or self._writer.is_busy):
+            self._heard_ms = now_ms
+        may_leave = len(self._addresses) > 1 and not any(verb in ONE_NODE_ONLY for verb in verbs)
+        if may_leave and self._connection is not None and now_ms - self._heard_ms >= SILENCE_MS:
+            self._connection.abort("it does not answer")
 
     def _arm_timer(self, flush_ms: int | None) -> None:
         delay_ms = PAUSE_MS if flush_ms is None else max(1, flush_ms - clocks.boot_ms())

@@ -47,6 +47,8 @@ class Writer:
         self, commands: list[Command], size_bytes: int, now_ms: int, give_up_ms: int
     ) -> asyncio.Future[list[int]]:
         """Like `write`, for callers that look after `origin.has_room` themselves."""
+        if self._closed:
+            raise Unavailable(self._closed)
         future: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
         self._under_way.add(future)
 
