@@ -7,11 +7,14 @@ import asyncio
 import pytest
 
 from hotspare import AsyncSessionReplicator, Settings
+from hotspare.cluster import calls, service
+from hotspare.cluster.connection import connect_client
 from hotspare.cluster.node import ClusterNode
 from hotspare.errors import HotspareError, StoreError, StoreFull
 from hotspare.protocol.origin import Origin
 from hotspare.store.plain import PlainStore, PlainTransaction
-from tests.unit.clusters import FAST, free_addresses
+from hotspare.table import Delete, RawGroup, encode_commands
+from tests.unit.clusters import FAST, eventually, free_addresses, running
 
 MINUTE_MS = 60_000
 
@@ -53,3 +56,83 @@ async def test_after_a_failed_group_commit_a_node_writes_nothing_more():
 
     assert isinstance(node.failed.exception(), StoreError)
     assert store.later_transactions == 0
+
+
+# Clients that do what no client of ours does
+
+
+class Stranger:
+    """The handler of a client's connection: notes what comes, and how it ends."""
+
+    def __init__(self) -> None:
+        self.messages: list[calls.ToClient] = []
+        self.end = ""
+
+    def frames_received(self, frames: list[bytes]) -> None:
+        self.messages += [calls.decode_to_client(frame) for frame in frames]
+
+    def closed(self, reason: str) -> None:
+        self.end = reason
+
+
+def group(first: int, commands: int = 1, id: bytes = b"s1") -> RawGroup:
+    return RawGroup(1 << 40, first, commands, 0, encode_commands([Delete(id, 1 << 50)] * commands))
+
+
+TOO_MANY = [group(first, 0) for first in range(1, service.MAX_GROUPS + 2)]
+DEEP = b"\x93\xa4call\x01" + b"\x91" * 100_000
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pytest.param(calls.encode(calls.Submit([group(1, 20_000, b"x" * 250)])), id="a group too large"),
+        pytest.param(calls.encode(calls.Submit(TOO_MANY)), id="too many groups"),
+        pytest.param(calls.encode(calls.EnrolClient(bytes(1000))), id="a long nonce"),
+        pytest.param(calls.encode(calls.EnrolClient(b"")), id="no nonce"),
+        pytest.param(DEEP, id="deeply nested"),
+    ],
+)
+async def test_who_sends_too_much_is_cut_off_and_nothing_else_suffers(frame: bytes):
+    async with running(1) as cluster:
+        stranger = Stranger()
+        address = cluster[0].settings.listen_address
+        connection = await connect_client(address, stranger)
+        assert connection.send([frame])
+        await eventually(lambda: stranger.end)
+
+        await cluster[0].store_session("s1", {"n": 1}, MINUTE_MS)
+        assert await cluster[0].get_session("s1", read="primary") == {"n": 1}
+
+
+async def test_a_client_enrols_once_at_a_time():
+    async with running(1) as cluster:
+        stranger = Stranger()
+        connection = await connect_client(cluster[0].settings.listen_address, stranger)
+        connection.send([calls.encode(calls.EnrolClient(nonce)) for nonce in (b"one", b"two")])
+        await eventually(lambda: stranger.end)
+
+
+@pytest.mark.parametrize(
+    ("verb", "arguments"),
+    [
+        ("get", {"id": 5, "how": "local"}),
+        ("get", {"id": b"", "how": "whatever"}),
+        ("records", {"after": "text", "limit": 5}),
+        ("records", {"after": b"", "limit": "many"}),
+        ("found", {"nodes": [5]}),
+        ("found", {"nodes": ["no address"]}),
+        ("ids", {"timeout_ms": 5}),
+        ("no such verb", {}),
+    ],
+)
+async def test_a_call_that_does_not_fit_is_answered_with_an_error(verb: str, arguments: dict[str, object]):
+    async with running(1) as cluster:
+        stranger = Stranger()
+        connection = await connect_client(cluster[0].settings.listen_address, stranger)
+        connection.send([calls.encode(calls.Call(1, verb, arguments, 1000))])
+        await eventually(lambda: stranger.messages)
+        connection.close()
+
+        assert isinstance(stranger.messages[0], calls.Failure)
+        assert await cluster[0].get_session("s1", read="primary") is None

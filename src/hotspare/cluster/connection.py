@@ -157,8 +157,9 @@ class Connection(asyncio.BufferedProtocol):
         if not self._begin_to_end(ConnectionAbortedError(rejected.reason)) or transport is None:
             return
         transport.write(encode_farewell(rejected))
-        if transport.can_write_eof():
-            transport.write_eof()
+        with contextlib.suppress(OSError):  # it may be gone already
+            if transport.can_write_eof():
+                transport.write_eof()
         self._call_later(LINGER_MS, transport.abort)
 
     # For those who derive from it
@@ -230,7 +231,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._handler.frames_received(frames)
         except (ProtocolError, Rejection) as exc:
             self._fail(exc)
-        except msgspec.MsgspecError as exc:
+        except (msgspec.MsgspecError, RecursionError) as exc:
             self._fail(ProtocolError(f"it sent a malformed message ({exc})", "a message of this protocol"))
         else:
             if self._inbound.farewell is not None:

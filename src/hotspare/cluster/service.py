@@ -17,6 +17,11 @@ logger = logging.getLogger("hotspare.cluster")
 
 MAX_CALLS = 1000
 """Calls of one client under way at once."""
+MAX_GROUPS = 64
+"""Groups of one client under way at once: several times what an origin has in flight."""
+MAX_GROUP_BYTES = 4 * 1024 * 1024
+"""Larger than any group of one command, and small enough for every frame that may carry it on."""
+MAX_NONCE_BYTES = 64
 
 
 class Outgoing(Protocol):
@@ -32,6 +37,10 @@ class ClientSession:
         self._node = node
         self._connection = connection
         self._calls: set[asyncio.Task[None]] = set()
+        self._groups: set[tuple[int, int]] = set()
+        """Under way: (origin, first number)."""
+        self._nonce = b""
+        """Of the enrolment under way; empty when there is none."""
 
     # --- from the client --------------------------------------------------------------------------------
 
@@ -52,15 +61,24 @@ class ClientSession:
             task.cancel()
 
     def _enrol(self, message: calls.EnrolClient) -> None:
+        nonce = message.nonce
+        if not 0 < len(nonce) <= MAX_NONCE_BYTES or self._nonce not in (b"", nonce):
+            expected = f"one nonce at a time, up to {MAX_NONCE_BYTES} bytes"
+            raise ProtocolError("it enrols as no origin does", expected)
         try:
             self._node.check_writable()
         except Unavailable as exc:
             self._send(calls.Unwritable(exc.reason))
         else:
-            self._node.enrol(message.nonce, self)
+            self._nonce = nonce
+            self._node.enrol(nonce, self)
 
     def _submit(self, message: calls.Submit) -> None:
         for group in message.groups:
+            self._groups.add((group.origin, group.first))
+            if len(self._groups) > MAX_GROUPS or len(group.commands) > MAX_GROUP_BYTES:
+                expected = f"up to {MAX_GROUPS} of up to {MAX_GROUP_BYTES} bytes"
+                raise ProtocolError("it has too many groups under way, or too large ones", expected)
             check_group(group)  # garbage never enters the log
             self._node.submit(group, self)
 
@@ -77,19 +95,27 @@ class ClientSession:
             self._send(calls.Return(call.context, value))
         except HotspareError as exc:
             self._send(calls.Failure(call.context, exc.to_dict()))
-        except TypeError as exc:  # a client of another version
+        except (AttributeError, LookupError, TypeError, ValueError) as exc:  # a client of another version
             error = ProtocolError(f"a call of {call.verb!r:.40} that does not fit: {exc}", "its arguments")
+            self._send(calls.Failure(call.context, error.to_dict()))
+        except Exception as exc:  # an answer in any case: the client waits for one
+            logger.exception("a call of %.40r failed", call.verb)
+            problem = f"a call of {call.verb!r:.40} that fails ({type(exc).__name__})"
+            error = ProtocolError(problem, "its arguments")
             self._send(calls.Failure(call.context, error.to_dict()))
 
     # --- to the client ----------------------------------------------------------------------------------
 
     def registered(self, nonce: bytes, origin: int) -> None:
+        self._nonce = b""
         self._send(calls.Enrolled(nonce, origin, self._cluster_ms()))
 
     def answered(self, origin: int, first: int, results: list[int]) -> None:
+        self._groups.discard((origin, first))
         self._send(calls.Answers(origin, first, results, self._cluster_ms()))
 
     def unknown(self, origin: int) -> None:
+        self._groups = {group for group in self._groups if group[0] != origin}
         self._send(calls.Unregistered(origin))
 
     def _cluster_ms(self) -> int:
