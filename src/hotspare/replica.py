@@ -12,6 +12,7 @@ handing it back with `finish()` in the same order (in memory at once, on a disk 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import NamedTuple, TypeAlias
 
 from hotspare.protocol import founding, membership
@@ -52,7 +53,7 @@ from hotspare.raft.messages import (
     VoteReply,
 )
 from hotspare.raft.messages import Message as RaftMessage
-from hotspare.raft.node import Node, Ready, Timing
+from hotspare.raft.node import ChangeRefused, Node, Ready, Timing
 from hotspare.raft.progress import State
 from hotspare.store import Row, Store, Transaction, journal
 from hotspare.store.journal import Identity
@@ -71,6 +72,8 @@ from hotspare.table import (
 
 BATCH_BYTES = 256 * 1024
 """An entry of the log is at most this large, unless a single group is larger."""
+GROUP_OVERHEAD_BYTES = 32
+"""What a group counts beyond its commands, so that many empty ones are bounded too."""
 FORWARD_BYTES = 1024 * 1024
 """Groups are forwarded in messages of about this size."""
 MAX_UNCOMMITTED_ENTRIES = 512
@@ -697,7 +700,8 @@ class Replica:
         present = self.peers.present(self.cluster_id)
         change = membership.next_change(node.configuration, present, self._has_caught_up)
         if change is not None:
-            node.change_configuration(change, self._now.boot_ms)
+            with suppress(ChangeRefused):  # it follows from what others say of themselves
+                node.change_configuration(change, self._now.boot_ms)
 
     def _may_change_configuration(self, node: Node) -> bool:
         settled = node.log.configuration_index() <= node.commit
@@ -927,7 +931,7 @@ def _parts(groups: Iterable[RawGroup], max_bytes: int) -> list[list[RawGroup]]:
     parts: list[list[RawGroup]] = []
     size = max_bytes + 1
     for group in groups:
-        length = len(group.commands)
+        length = len(group.commands) + GROUP_OVERHEAD_BYTES
         if size + length > max_bytes:
             parts.append([])
             size = 0
