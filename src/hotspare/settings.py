@@ -160,7 +160,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: Text | None = None
     """Where a daemon keeps its store; chosen by `storage_mode` when not given."""
     max_memory_bytes: MemorySize = 2**30
-    """What all sessions together may take; before it is reached, writes that need more are refused."""
+    """What all sessions together may take; from there on, writes that need more are refused."""
     cleanup_interval_ms: Milliseconds = 30_000
     """How often an idle primary removes expired sessions."""
 
