@@ -188,7 +188,7 @@ def encode_fields(changes: Mapping[str, Any], limit_bytes: int) -> list[tuple[st
 
 
 def check_field_names(names: Iterable[str]) -> list[str]:
-    """The names of top-level fields to remove. Raises `InvalidSession`."""
+    """The names of top-level fields to remove: no more than could be there. Raises `InvalidSession`."""
     if isinstance(names, str | bytes):
         raise InvalidSession("remove", "it must be a collection of field names, and is a single one")
     checked = list(names)
@@ -200,6 +200,8 @@ def check_field_names(names: Iterable[str]) -> list[str]:
             _encodable_str(name)
         except _Refused as refused:
             raise refused.explain("remove") from None
+    if sum(len(name.encode()) + 1 for name in checked) > MAX_DATA_BYTES:
+        raise InvalidSession("remove", f"the names take more than {MAX_DATA_BYTES} bytes, as in no session")
     return checked
 
 

@@ -843,6 +843,12 @@ def test_no_setting_allows_what_could_not_be_decompressed():
         Settings(max_session_size_bytes=MAX_DATA_BYTES + 1)
 
 
+def test_more_field_names_than_any_session_has_are_refused():
+    assert len(check_field_names(["x" * 100] * 1000)) == 1000
+    with pytest.raises(InvalidSession, match="bytes"):
+        check_field_names(["x" * 1000] * 2000)
+
+
 # Depth that depends on nothing but the data
 
 
