@@ -226,6 +226,16 @@ async def test_a_quiet_client_keeps_its_home(three: Cluster, monkeypatch: pytest
         assert engine._connection is home
 
 
+async def test_a_home_that_takes_no_writes_is_left_for_one_that_does(three: Cluster):
+    async with running(2, founded=False) as empty:
+        async with client_of(*empty.names, three.names[0]) as client:
+            await client.store_session("s1", {"n": 1}, MINUTE_MS)
+            assert home_of(client) == three.names[0]
+        async with client_of(*empty.names) as client:
+            with pytest.raises(Unavailable, match="start_cluster"):
+                await client.store_session("s1", {"n": 1}, MINUTE_MS)
+
+
 async def test_a_call_made_while_there_is_no_home_is_asked_of_the_next(three: Cluster):
     async with client_of(three.names[0]) as client:
         await three.crash(three.names[0])
@@ -233,7 +243,7 @@ async def test_a_call_made_while_there_is_no_home_is_asked_of_the_next(three: Cl
         asking = asyncio.ensure_future(client.get_replication_status())
         writing = asyncio.ensure_future(client.store_session("s1", {"n": 1}, MINUTE_MS))
 
-        await three.start(three.names[0])
+        await three.start(three.names[0], replica_nodes=three.names)
 
         assert (await asking)["node"] == three.names[0]
         assert await writing > 0

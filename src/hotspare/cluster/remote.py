@@ -76,6 +76,8 @@ class RemoteEngine:
         self._parts = bytearray()
         """Of a message that is not complete."""
         self._enrolling = b""
+        self._unwritable: set[str] = set()
+        """The homes that said one after the other that they take no writes."""
         self._is_flush_scheduled = False
         self._keeper: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -245,6 +247,7 @@ class RemoteEngine:
 
     def _on_enrolled(self, message: calls.Enrolled) -> None:
         self._clock.heard(message.cluster_ms, clocks.boot_ms())
+        self._unwritable.clear()
         self._writer.origin.registered(message.nonce, message.origin)
 
     def _on_answers(self, message: calls.Answers) -> None:
@@ -256,7 +259,12 @@ class RemoteEngine:
 
     def _on_unwritable(self, message: calls.Unwritable) -> None:
         self._enrolling = b""
-        self._writer.origin.refuse(message.reason)
+        self._unwritable.add(self.home)
+        if self._may_leave and len(self._unwritable) < len(self._addresses) and self._connection is not None:
+            self._connection.abort("it takes no writes")
+        else:
+            self._unwritable.clear()
+            self._writer.origin.refuse(message.reason)
 
     def _on_return(self, message: calls.Return) -> None:
         asked = self._calls.get(message.context)
@@ -310,12 +318,17 @@ class RemoteEngine:
     def _leave_silent_home(self, now_ms: int) -> None:
         was_away = now_ms - self._looked_ms > SILENCE_MS // 2  # then it was this process that was silent
         self._looked_ms = now_ms
-        verbs = [asked.call.verb for asked in self._calls.values()]
-        if was_away or not (verbs or self._writer.is_busy):
+        if was_away or not (self._calls or self._writer.is_busy):
             self._heard_ms = now_ms
-        may_leave = len(self._addresses) > 1 and not any(verb in ONE_NODE_ONLY for verb in verbs)
-        if may_leave and self._connection is not None and now_ms - self._heard_ms >= SILENCE_MS:
+        is_silent = now_ms - self._heard_ms >= SILENCE_MS
+        if is_silent and self._may_leave and self._connection is not None:
             self._connection.abort("it does not answer")
+
+    @property
+    def _may_leave(self) -> bool:
+        """Whether another home would do as well."""
+        means_this_one = any(asked.call.verb in ONE_NODE_ONLY for asked in self._calls.values())
+        return len(self._addresses) > 1 and not means_this_one
 
     def _arm_timer(self, flush_ms: int | None) -> None:
         delay_ms = PAUSE_MS if flush_ms is None else max(1, flush_ms - clocks.boot_ms())
