@@ -320,6 +320,10 @@ class Replica:
         self._observe(now)
         context = self._operations.new_context()
         names = tuple(sorted({self.config.name, *addresses}))
+        if self._attempt is not None and self._attempt.names != names:
+            text = f"a founding of {', '.join(self._attempt.names)} is under way"
+            self._events.append(OperationDone(context, "refused", text))
+            return context
         for name, address in addresses.items():
             if name != self.config.name:
                 self.peers.meet(name, address)

@@ -317,6 +317,21 @@ async def test_two_founders_of_the_same_nodes_make_one_cluster_at_most():
         assert len({(await each.get_replication_status())["cluster_id"] for each in cluster}) == 1
 
 
+async def test_a_node_founds_one_cluster_at_a_time():
+    async with running(3, founded=False) as cluster:
+        late = cluster.names[2]
+        await cluster.crash(late)
+        foundings = [asyncio.ensure_future(cluster[0].start_cluster(cluster.names)) for _ in range(2)]
+        await eventually(lambda: node_of(cluster[0]).replica.is_founding)
+
+        with pytest.raises(Refused, match=f"a founding of .*{late} is under way"):
+            await cluster[0].start_cluster([cluster.names[1]])
+
+        await cluster.start(late)
+        await asyncio.gather(*foundings)
+        await cluster.settled()
+
+
 async def test_a_node_stopped_while_it_founds_says_so():
     absent = free_addresses(1)[0]
     async with running(1, founded=False) as cluster:
