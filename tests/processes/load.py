@@ -124,7 +124,7 @@ class Load:
         await self.daemons.settled()
         problems = list(self.violations)
         for daemon in self.daemons.running:
-            found = await everything(daemon)
+            found = await eventually(partial(everything, daemon), f"all that {daemon.name} holds")
             contradictions = self.ledger.contradictions(found, f"{self._prefix}keeper")
             problems += [f"on {daemon.name}: {problem}" for problem in contradictions]
         if not self.ledger.acknowledged:
