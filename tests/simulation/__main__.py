@@ -101,7 +101,7 @@ def minimise(seed: int) -> int:
     return run_one(seed, True, without)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--start", type=int, default=0, help="the first one")
@@ -110,7 +110,7 @@ def main() -> int:
     parser.add_argument("--trace", action="store_true", help="with --seed: tell everything that happens")
     parser.add_argument("--minimise", action="store_true", help="with --seed: find the faults that it needs")
     parser.add_argument("--without", default="", help="with --seed: leave out these faults, by number")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.seed is None:
         return int(run_many(options.start, options.seeds, options.jobs) > 0)
     if options.minimise:

@@ -64,6 +64,11 @@ class RaftInvariants:
         """How many were won."""
         return len(self._leaders)
 
+    @property
+    def servers(self) -> int:
+        """How many have been part of a cluster."""
+        return len(self._nodes)
+
     # --- messages -------------------------------------------------------------------------------------
 
     def sent(self, envelope: Envelope) -> None:
@@ -178,7 +183,10 @@ class RaftInvariants:
         log = node.log
         acting = [log.configuration]
         if not node.is_leader:  # its leader may have counted under any of these
-            acting += [log.configuration_at(index), *[log.configurations[at] for at in log.configurations if at > index]]
+            acting += [
+                log.configuration_at(index),
+                *[log.configurations[at] for at in log.configurations if at > index],
+            ]
         for voters in [configuration.voters for configuration in acting]:
             holders = [voter for voter in sorted(voters) if self._holds(voter, index, term)]
             if 2 * len(holders) > len(voters):

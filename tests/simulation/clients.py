@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hotspare.protocol.clock import ClusterClock
 from hotspare.protocol.origin import Lost, Origin, Parcel
@@ -55,6 +55,10 @@ VERBS = (Verb.PUT, Verb.DELETE, Verb.TOUCH, Verb.PATCH, Verb.ROTATE, Verb.READ)
 WEIGHTS = (30, 10, 8, 18, 6, 28)
 FIELDS = ("cart", "name", "theme")
 TTLS_MS = (400, 1500, 60_000, 3_600_000)
+
+
+Reply: TypeAlias = Callable[[Callable[[], None]], None]
+"""Takes what is to happen at the client when the answer is there."""
 
 
 class Workload:
@@ -106,12 +110,17 @@ class Client:
         """There may be something to send."""
         raise NotImplementedError
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether it has a home, and would notice its death."""
+        return True
+
     def at_home(self, action: Callable[[SimulatedNode], None]) -> None:
         """Something is to happen in the home's process."""
         raise NotImplementedError
 
-    def back(self, action: Callable[[], None]) -> None:
-        """Something comes from the home's process."""
+    def reply(self) -> Reply:
+        """How what is asked now will be answered."""
         raise NotImplementedError
 
     # --- the work -------------------------------------------------------------------------------------
@@ -236,6 +245,7 @@ class Client:
 
     def read_primary(self, id: str, timeout_ms: int) -> Operation:
         operation = self.world.begin(self, Verb.READ, id)
+        reply = self.reply()
 
         def ask(home: SimulatedNode) -> None:
             context = home.read_primary(lambda _: answer(home))
@@ -245,7 +255,7 @@ class Client:
             _note_record(operation, home.record(id.encode()))
             operation.earliest_ms = operation.latest_ms = home.cluster_ms()
             self.world.check_estimate(home)
-            self.back(lambda: end(home))
+            reply(lambda: end(home))
 
         def end(home: SimulatedNode) -> None:
             self.world.end(operation, home)
@@ -254,17 +264,6 @@ class Client:
 
         self.at_home(ask)
         return operation
-
-    # --- what comes back from the home ----------------------------------------------------------------
-
-    def registered(self, nonce: bytes, origin: int) -> None:
-        self.back(lambda: self.origin.registered(nonce, origin))
-
-    def answered(self, origin: int, first: int, results: list[int]) -> None:
-        self.back(lambda: self.origin.answered(origin, first, results))
-
-    def unknown(self, origin: int) -> None:
-        self.back(lambda: self.origin.unknown(origin))
 
     def flush(self) -> None:
         """Sends what is to leave."""
@@ -295,9 +294,21 @@ class LocalClient(Client):
     def at_home(self, action: Callable[[SimulatedNode], None]) -> None:
         self.home.run(lambda: action(self.home))
 
-    def back(self, action: Callable[[], None]) -> None:
+    def reply(self) -> Reply:
+        return self._at_once
+
+    def _at_once(self, action: Callable[[], None]) -> None:
         action()
         self.wake()
+
+    def registered(self, nonce: bytes, origin: int) -> None:
+        self._at_once(lambda: self.origin.registered(nonce, origin))
+
+    def answered(self, origin: int, first: int, results: list[int]) -> None:
+        self._at_once(lambda: self.origin.answered(origin, first, results))
+
+    def unknown(self, origin: int) -> None:
+        self._at_once(lambda: self.origin.unknown(origin))
 
     def flush(self) -> None:
         nonce = self.origin.wants_registration()
@@ -316,83 +327,118 @@ class LocalClient(Client):
         self._enrolling = b""
 
 
+class Line:
+    """A remote client's connection to its home: void once the client has another one."""
+
+    LINK_MS = 3
+
+    def __init__(self, client: RemoteClient, home: SimulatedNode) -> None:
+        self._client = client
+        self._home = home
+
+    def forth(self, action: Callable[[SimulatedNode], None]) -> None:
+        delay_ms = self._client.random.randint(0, self.LINK_MS)
+        self._client.scheduler.after(delay_ms, lambda: self._arrive(action))
+
+    def _arrive(self, action: Callable[[SimulatedNode], None]) -> None:
+        if self._client.line is self:
+            self._home.run(lambda: action(self._home))
+
+    def back(self, action: Callable[[], None]) -> None:
+        cluster_ms = self._home.cluster_ms()
+        self._client.scheduler.after(self.LINK_MS, lambda: self._return(action, cluster_ms))
+
+    def _return(self, action: Callable[[], None], cluster_ms: int) -> None:
+        if self._client.line is self:
+            self._client.heard(cluster_ms)
+            action()
+            self._client.flush()
+
+    def registered(self, nonce: bytes, origin: int) -> None:
+        self.back(lambda: self._client.origin.registered(nonce, origin))
+
+    def answered(self, origin: int, first: int, results: list[int]) -> None:
+        self.back(lambda: self._client.origin.answered(origin, first, results))
+
+    def unknown(self, origin: int) -> None:
+        self.back(lambda: self._client.origin.unknown(origin))
+
+
 class RemoteClient(Client):
     """Connected to a node; moves to the next one when that dies, and sends everything unanswered again."""
 
     MOVE_MS = (1, 80)
-    LINK_MS = (0, 3)
 
     def __init__(self, world: World, name: str, home: SimulatedNode, workload: Workload) -> None:
         super().__init__(world, name, home, workload)
+        self.line: Line | None = Line(self, home)
         self._clock = ClusterClock()
-        self._connection = 1
-        """Counts; what was said over an earlier one is void."""
         self._enrolling = b""
 
     def local_ms(self) -> int:
         return self.scheduler.now_ms
 
+    @property
+    def is_attached(self) -> bool:
+        return self.line is not None
+
+    def heard(self, cluster_ms: int) -> None:
+        self._clock.heard(cluster_ms, self.local_ms())
+
     def wake(self) -> None:
         self.flush()
 
     def at_home(self, action: Callable[[SimulatedNode], None]) -> None:
-        home, connection = self.home, self._connection
+        if self.line is not None:
+            self.line.forth(action)
 
-        def arrive() -> None:
-            if connection == self._connection:
-                home.run(lambda: action(home))
-
-        self.scheduler.after(self.random.randint(*self.LINK_MS), arrive)
-
-    def back(self, action: Callable[[], None]) -> None:
-        connection = self._connection
-        cluster_ms = self.home.cluster_ms()
-
-        def arrive() -> None:
-            if connection == self._connection:
-                self._clock.heard(cluster_ms, self.local_ms())
-                action()
-                self.flush()
-
-        self.scheduler.after(self.LINK_MS[1], arrive)
+    def reply(self) -> Reply:
+        return self.line.back if self.line is not None else _nowhere
 
     def flush(self) -> None:
+        line = self.line
+        if line is None:
+            return
         nonce = self.origin.wants_registration()
         if nonce and nonce != self._enrolling:
             self._enrolling = nonce
-            self.at_home(lambda home: home.enrol(nonce, self))
-        self._submit(self.take_groups(self._clock.read_ms(self.local_ms())))
+            line.forth(lambda home: home.enrol(nonce, line))
+        self._submit(line, self.take_groups(self._clock.read_ms(self.local_ms())))
 
-    def _submit(self, groups: list[RawGroup]) -> None:
+    def _submit(self, line: Line, groups: list[RawGroup]) -> None:
         def submit(home: SimulatedNode) -> None:
             for group in groups:
-                home.submit(group, self)
+                home.submit(group, line)
 
         if groups:
-            self.at_home(submit)
+            line.forth(submit)
 
     def home_died(self) -> None:
-        self._connection += 1
-        self.scheduler.after(self.random.randint(*self.MOVE_MS), lambda: self._move(self._connection))
+        self.line = None
+        self.scheduler.after(self.random.randint(*self.MOVE_MS), self._move)
 
     def move(self) -> None:
         """Its connection was cut: the node it leaves knows that."""
-        home = self.home
-        home.run(lambda: home.leave(self))
-        self.home_died()
+        home, line = self.home, self.line
+        if line is not None:
+            home.run(lambda: home.leave(line))
+            self.home_died()
 
-    def _move(self, connection: int) -> None:
-        if connection != self._connection:
-            return
+    def _move(self) -> None:
         others = [node for node in self.world.nodes if node.is_up]
         if not others:
             self.home_died()
             return
         self.home = self.random.choice(others)
+        self.line = Line(self, self.home)
         self.world.trace(self.name, f"moves to {self.home.name}")
         self._enrolling = b""
-        self._submit(self.origin.unanswered())
+        self._submit(self.line, self.origin.unanswered())
         self.flush()
+
+
+def _nowhere(action: Callable[[], None]) -> None:
+    """Nobody is connected: the question got lost, and so does any answer."""
 
 
 def _command(operation: Operation) -> Command:

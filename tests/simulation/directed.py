@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from random import Random
+from typing import TypeAlias
 
 import hotspare.protocol.origin
 import hotspare.protocol.snapshot
+import hotspare.raft.node
 import hotspare.replica
 import hotspare.table
 from hotspare.raft.node import Timing
@@ -15,6 +17,8 @@ from tests.simulation.faults import PRIMARY, Fault
 from tests.simulation.network import CALM, Conditions
 from tests.simulation.nodes import SimulatedNode
 from tests.simulation.world import Scenario, World
+
+Directed: TypeAlias = Callable[[int], Scenario]
 
 BASE_TIMING = Timing(100, 500)
 
@@ -109,9 +113,9 @@ def removed_votes(seed: int) -> Scenario:
         world.crash(dead, keep_state=True, down_ms=400)
         name = dead.name
         world.scheduler.after(60, lambda: primary.run(lambda: primary.operate("failover", name)))
-        for other in rest:
-            world.scheduler.after(395, lambda other=other: world.network.cut([(other.name, primary.name)]))
-            world.scheduler.after(700, lambda other=other: world.network.mend([(other.name, primary.name)]))
+        directions = [(other.name, primary.name) for other in rest]
+        world.scheduler.after(395, lambda: world.network.cut(directions))
+        world.scheduler.after(700, lambda: world.network.mend(directions))
 
     scenario.faults = _every(random, 1400, "a vote is taken away", strike)
     return scenario
@@ -138,6 +142,67 @@ def changing_leaders(seed: int) -> Scenario:
     scenario.workload.ids = ["s0"]
     scenario.conditions = Conditions(delay_ms=(1, 20))
     scenario.faults = _every(random, 250, "a crash", _crash(PRIMARY, keep_state=True, down_ms=30))
+    return scenario
+
+
+def restarting_voters(seed: int) -> Scenario:
+    """Elections with several candidates, in which voters die just after voting and are back at once."""
+    scenario, random = _base(seed, nodes=5)
+    scenario.conditions = Conditions(delay_ms=(3, 25), reorder=0.3)
+    scenario.faults = _every(random, 500, "a crash", _crash(PRIMARY, keep_state=True, down_ms=100))
+    for node in range(scenario.nodes):
+        scenario.faults.append(Fault(400, "slow storage", "slow storage", _slow_down(node)))
+    return dataclasses.replace(scenario, voters_die=0.5)
+
+
+def _slow_down(which: int) -> Callable[[World], None]:
+    def strike(world: World) -> None:
+        storage = world.nodes[which].storage
+        storage.slow, storage.slow_ms = 0.5, (1, 20)
+
+    return strike
+
+
+def candidates_behind(seed: int) -> Scenario:
+    """A secondary is cut off for a while, and the primary dies the moment that one is back."""
+    scenario, random = _base(seed)
+
+    def strike(world: World) -> None:
+        primary = world.victim(PRIMARY)
+        behind = world.random.choice([node for node in world.nodes if node is not primary])
+        _isolate(behind, world, 300, they_notice=False)
+        world.scheduler.after(300, lambda: world.crash(primary, keep_state=True, down_ms=500))
+
+    scenario.faults = _every(random, 1200, "one is behind", strike)
+    return scenario
+
+
+def inherited_entries(seed: int) -> Scenario:
+    """The primary dies with entries that only one secondary has, and the other one gets piece by piece."""
+    scenario, random = _base(seed)
+    scenario.limits[hotspare.raft.node, "MAX_APPEND_BYTES"] = 100
+
+    def strike(world: World) -> None:
+        primary = world.victim(PRIMARY)
+        heir, other = world.random.sample([node for node in world.nodes if node is not primary], 2)
+        directions = [(heir.name, primary.name), (other.name, primary.name), (primary.name, other.name)]
+        world.network.cut(directions)
+        world.scheduler.after(200, lambda: world.crash(primary, keep_state=True, down_ms=600))
+        world.scheduler.after(400, lambda: world.network.mend(directions))
+
+    scenario.faults = _every(random, 1000, "an heir", strike)
+    return scenario
+
+
+def readers_cut_off(seed: int) -> Scenario:
+    """Nodes are cut off for long, and nobody there notices."""
+    scenario, random = _base(seed)
+    scenario.local_clients = [0, 1, 2]
+
+    def strike(world: World) -> None:
+        _isolate(world.random.choice(world.nodes), world, 1700, they_notice=False)
+
+    scenario.faults = _every(random, 2000, "a node is cut off", strike)
     return scenario
 
 
@@ -205,11 +270,15 @@ def forgotten_origins(seed: int) -> Scenario:
     return scenario
 
 
-ALL: tuple[Callable[[int], Scenario], ...] = (
+ALL: tuple[Directed, ...] = (
     false_alarms,
     lost_states,
     removed_votes,
     deposed_leaders,
+    restarting_voters,
+    inherited_entries,
+    candidates_behind,
+    readers_cut_off,
     changing_leaders,
     competing_founders,
     abandoned_foundings,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 
+from hotspare.raft.messages import NOBODY
 from tests.simulation.scheduler import Scheduler, Timer, Trace
 
 
@@ -82,6 +83,7 @@ class Network:
         self._connections = 0
         self._attempts: dict[tuple[str, str], Timer] = {}
         self._last_arrival_ms: dict[tuple[str, str], int] = {}
+        self._is_healed = False
 
     def add(self, endpoint: Endpoint) -> None:
         self._endpoints[endpoint.name] = endpoint
@@ -117,7 +119,7 @@ class Network:
     # --- partitions -----------------------------------------------------------------------------------
 
     def cut(self, directions: Iterable[tuple[str, str]]) -> None:
-        for direction in directions:
+        for direction in () if self._is_healed else directions:
             self._swallowed[direction] = self._swallowed.get(direction, 0) + 1
 
     def mend(self, directions: Iterable[tuple[str, str]]) -> None:
@@ -130,6 +132,7 @@ class Network:
 
     def heal(self) -> None:
         """Nothing goes wrong from here on."""
+        self._is_healed = True
         self._swallowed.clear()
         self.conditions = CALM
 
@@ -151,6 +154,10 @@ class Network:
 
     def close(self, side: str, peer: str) -> None:
         """`side` believes that its connection to `peer` is gone, rightly or not."""
+        if not self._is_healed:
+            self._close(side, peer)
+
+    def _close(self, side: str, peer: str) -> None:
         number = self._up.get((side, peer))
         if number is not None:
             self._lose(side, peer, number)
@@ -158,7 +165,7 @@ class Network:
     def reconnect(self, name: str) -> None:
         """That node closes all its connections."""
         for peer in self._endpoints:
-            self.close(name, peer)
+            self._close(name, peer)
             number = self._up.get((peer, name))
             if number is not None:
                 self._close_later(peer, name, number)
@@ -205,7 +212,8 @@ class Network:
 
     def _come_up(self, side: str, peer: str, incarnation: str, number: int) -> None:
         """A newer connection takes the place of an older one without a word about that one's end."""
-        if not self._endpoints[side].incarnation or number < self._up.get((side, peer), 0):
+        is_outdated = self._endpoints[peer].incarnation not in (NOBODY, incarnation)
+        if not self._endpoints[side].incarnation or is_outdated or number < self._up.get((side, peer), 0):
             self._attempt_after(side, peer, self._random.randint(*RECONNECT_MS))
             return
         self._up[side, peer] = number

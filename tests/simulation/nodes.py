@@ -38,15 +38,19 @@ if TYPE_CHECKING:
 
 
 class Home(Protocol):
-    """Whose origin's outcomes come to this node: a client."""
-
-    def flush(self) -> None: ...
+    """Where the outcomes of an origin go: a client here, or the connection of a remote one."""
 
     def registered(self, nonce: bytes, origin: int) -> None: ...
 
     def answered(self, origin: int, first: int, results: list[int]) -> None: ...
 
     def unknown(self, origin: int) -> None: ...
+
+
+class Resident(Protocol):
+    """A client in the node's own process."""
+
+    def flush(self) -> None: ...
 
 
 class ProcessDied(BaseException):
@@ -104,7 +108,7 @@ class SimulatedNode:
         self.life = 0
         """Counts the processes that have run here."""
         self.is_paused = False
-        self.local_clients: list[Home] = []
+        self.local_clients: list[Resident] = []
         self._world = world
         self._scheduler = world.scheduler
         self._random = world.scheduler.stream(f"node {name}")
@@ -330,7 +334,7 @@ class SimulatedNode:
 
     def _perform(self, work: Work) -> None:
         work.perform()
-        self._world.applied(work.outcomes)
+        self._world.applied(work)
 
     def _when_current(self, work: Work, action: Callable[[Work], None]) -> None:
         """Storage reports back, unless the process is another one by now."""
@@ -380,6 +384,7 @@ class SimulatedNode:
                     done(event)
             elif isinstance(event, Reborn):
                 self._world.trace(self.name, "gives the founding up")
+                self._world.met["a founding given up"] += 1
                 self._world.network.reconnect(self.name)
             elif isinstance(event, LeaderChanged):
                 self._world.trace(self.name, f"follows {event.leader or 'nobody'} in term {event.term}")

@@ -8,7 +8,8 @@ compared row by row, and the history is judged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,13 +23,13 @@ import hotspare.raft.node
 import hotspare.raft.progress
 import hotspare.replica
 import hotspare.table
+from hotspare.protocol.commit import Work
 from hotspare.protocol.messages import Envelope
-from hotspare.raft.messages import Configuration
+from hotspare.raft.messages import Configuration, VoteReply
 from hotspare.raft.node import Timing
 from hotspare.session import record_expires_at_ms
 from hotspare.store import Row
-from hotspare.table import FORGOTTEN, Results
-from hotspare.table import Outcome as AppliedOutcome
+from hotspare.table import EXPIRED, FORGOTTEN, FULL, TAKEN, Registered, Results
 from tests.simulation import linearizability
 from tests.simulation.checkers import Ledger, RaftInvariants, ReadInvariants, Violation
 from tests.simulation.clients import Client, LocalClient, RemoteClient, Workload, judge
@@ -68,6 +69,8 @@ class Scenario:
     limits: dict[tuple[Any, str], int]
     replica_options: dict[str, Any]
     faults: list[Fault] = field(default_factory=list)
+    voters_die: float = 0.0
+    """How often a server dies just after it has voted."""
     one_primary_from_ms: int | None = None
     """From then on until the faults stop nobody may be elected."""
 
@@ -152,6 +155,8 @@ class World:
         self.ledger = Ledger()
         self.operations: list[Operation] = []
         self.is_healed = False
+        self.met: Counter[str] = Counter()
+        """How often rare things happened: a simulator that never meets them proves nothing about them."""
         self._ids = self.scheduler.stream("ids")
         self._begun = 0
         self._moment = 0
@@ -197,6 +202,7 @@ class World:
             self._probe()
         self._compare_copies()
         self._judge()
+        self._count_operations()
 
     def _run_with_faults(self) -> None:
         steady_from_ms = self.scenario.one_primary_from_ms
@@ -288,8 +294,8 @@ class World:
             raft = replica.node
             lines.append(
                 f"{node.name} ({replica.id[:4]}): {raft.role.value} in term {raft.term} of "
-                f"{replica.leader or 'nobody'}, log {raft.log.first_index}..{raft.log.last_index}, commit {raft.commit}, applied "
-                f"{raft.applied}, fresh {node.is_fresh}, configuration "
+                f"{replica.leader or 'nobody'}, log {raft.log.first_index}..{raft.log.last_index}, "
+                f"commit {raft.commit}, applied {raft.applied}, fresh {node.is_fresh}, configuration "
                 + " ".join(f"{m.name}={m.id[:4]}{'' if m.voter else '?'}" for m in raft.configuration.members)
             )
         waiting = [client.name for client in self.clients if not client.origin.idle]
@@ -334,7 +340,7 @@ class World:
         return self.nodes[position if position in positions else positions[position % len(positions)]]
 
     def crash(self, node: SimulatedNode, *, keep_state: bool, down_ms: int) -> None:
-        if not node.is_up:
+        if not node.is_up or self.is_healed:
             return
         node.crash(keep_state=keep_state or not self._may_lose(node))
         self.scheduler.after(down_ms, node.start)
@@ -346,7 +352,7 @@ class World:
         self.network.process_died(node.name)
         self.raft_invariants.process_died(server)
         for client in self.clients:
-            if client.home is node:
+            if client.home is node and client.is_attached:
                 client.home_died()
 
     def _may_lose(self, victim: SimulatedNode) -> bool:
@@ -386,6 +392,11 @@ class World:
 
     def sent(self, envelope: Envelope) -> None:
         self.raft_invariants.sent(envelope)
+        message = envelope.message
+        voted = isinstance(message, VoteReply) and message.granted and not message.pre
+        if voted and self.random.random() < self.scenario.voters_die:
+            voter = next(node for node in self.nodes if node.incarnation == envelope.sender)
+            self.scheduler.after(0, lambda: self.crash(voter, keep_state=True, down_ms=0))
 
     def after_step(self, node: SimulatedNode) -> None:
         replica = node.replica
@@ -401,10 +412,16 @@ class World:
             if ahead_ms > ReadInvariants.MAX_SKEW_MS:
                 raise Violation(f"{node.name} leads with a clock that is {ahead_ms} ms ahead")
 
-    def applied(self, outcomes: Sequence[AppliedOutcome]) -> None:
-        for outcome in outcomes:
+    def applied(self, work: Work) -> None:
+        self.met["a snapshot installed"] += work.ready.snapshot is not None
+        for outcome in work.outcomes:
             if isinstance(outcome, Results):
                 self.ledger.applied(outcome)
+                for result in outcome.results:
+                    if result in _REMARKABLE:
+                        self.met[_REMARKABLE[result]] += 1
+            elif not isinstance(outcome, Registered):
+                self.met[type(outcome).__name__] += 1
 
     @property
     def _true_ms(self) -> int:
@@ -464,6 +481,12 @@ class World:
         for node in self.nodes:
             _check_expiry_index(node)
 
+    def _count_operations(self) -> None:
+        self.met["an election"] += self.raft_invariants.elections
+        self.met["a new server under an old name"] += self.raft_invariants.servers - len(self.nodes)
+        for operation in self.operations:
+            self.met[f"{operation.verb.value}: {operation.verdict.value}"] += 1
+
     def _judge(self) -> None:
         for operation in self.operations:
             if operation.verdict is Verdict.UNKNOWN and operation.verb is not Verb.READ:
@@ -475,6 +498,9 @@ class World:
         failure = linearizability.check(self.operations)
         if failure is not None:
             raise Violation(str(failure))
+
+
+_REMARKABLE = {EXPIRED: "a write after its deadline", FULL: "no room", TAKEN: "a taken id"}
 
 
 def _term(node: SimulatedNode) -> int:
