@@ -28,6 +28,7 @@ from hotspare.replica import (
 )
 from hotspare.session import record_expires_at_ms
 from hotspare.store import journal
+from hotspare.store.journal import Identity
 from hotspare.store.plain import PlainStore, PlainTransaction
 from hotspare.table import RawGroup, Registered, Results, UnknownOrigin
 from tests.simulation.clocks import NodeClock
@@ -144,10 +145,9 @@ class SimulatedNode:
         return self.replica.node if self.replica is not None else self._last_raft
 
     @property
-    def stored_identity(self) -> str:
+    def stored_identity(self) -> Identity:
         """Which server's state is here, running or not."""
-        identity = journal.load_identity(PlainTransaction(self.store))
-        return identity.incarnation if identity is not None else NOBODY
+        return journal.load_identity(PlainTransaction(self.store)) or Identity(NOBODY, self.name)
 
     @property
     def now(self) -> Now:

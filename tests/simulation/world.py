@@ -356,11 +356,21 @@ class World:
                 client.home_died()
 
     def _may_lose(self, victim: SimulatedNode) -> bool:
-        """What is promised holds while no majority of the current voters has lost its state."""
-        remaining = {server for node in self.nodes if node is not victim and (server := node.stored_identity)}
+        """What is promised holds while no majority of the current voters has lost its state. A server that
+        has nothing but a founding does not count: it may give that up, which is a loss of state as well."""
+        lost = victim.stored_identity.incarnation
         for configuration in self._acting_configurations():
             voters = configuration.voters
-            if victim.stored_identity in voters and 2 * len(voters & remaining) <= len(voters):
+            remaining = [
+                node
+                for node in self.nodes
+                if node is not victim
+                and node.stored_identity.incarnation in voters
+                and node.stored_identity.cluster_id == configuration.cluster_id
+                and node.raft is not None
+                and node.raft.log.last_index > 1
+            ]
+            if lost in voters and 2 * len(remaining) <= len(voters):
                 return False
         return True
 
