@@ -244,6 +244,20 @@ def test_a_vote_is_not_taken_where_too_few_answer():
     assert office.node.configuration == configuration("abc")
 
 
+def test_who_is_connected_but_does_not_follow_does_not_count_towards_the_remaining_majority():
+    """Such a node adopted another founding: {a, c} without its vote would never commit anything again."""
+    office = Office()
+    office.kill("b")
+    office.node.progress["c"].active = False
+
+    office.ask("failover", "b")
+
+    assert office.settle() == [
+        ("refused", "without b too few of the remaining members answer to be a majority")
+    ]
+    assert office.node.configuration == configuration("abc")
+
+
 def test_two_changes_at_once_are_refused():
     office = Office("abcde")
     office.kill("d", "e")
