@@ -25,6 +25,10 @@ class Endpoint(Protocol):
     def incarnation(self) -> str:
         """Who would answer a handshake now; empty while the process is down or paused."""
 
+    @property
+    def is_up(self) -> bool:
+        """Whether the process runs, paused or not."""
+
     def admits(self, peer: str, incarnation: str) -> bool:
         """Whether it takes part in a handshake with that one."""
 
@@ -219,6 +223,8 @@ class Network:
         self._up[side, peer] = number
         self._trace("network", f"{side} is connected to {peer} ({incarnation[:4]})")
         self._endpoints[side].peer_up(peer, incarnation)
+        if not self._endpoints[peer].is_up:
+            self._close_later(side, peer, number)
 
 
 _NEVER = Timer(0, lambda: None)
