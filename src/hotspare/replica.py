@@ -368,6 +368,7 @@ class Replica:
         """`promote` (this node) or `failover` (the node named); ends with OperationDone."""
         self._observe(now)
         context = self._operations.start(verb, argument)
+        self._notice_absence()
         self._advance_operations()
         return context
 
@@ -902,9 +903,17 @@ class Replica:
     # --- operations -------------------------------------------------------------------------------------
 
     def _on_operation_request(self, peer_name: str, envelope: Envelope, message: OperationRequest) -> None:
+        self._notice_absence()
         if self.node is not None and self.is_leader:
             route = Route(peer_name, message.context)
             self._operations.perform(self.node, route, message.verb, message.argument)
+
+    def _notice_absence(self) -> None:
+        """An operator's word may be the first thing that a process hears after a pause. It must not act on who
+        was there before: a vote taken away then might leave a majority that nobody can form."""
+        if self.node is not None:
+            self.node.tick(self._now.boot_ms)
+            self._notice_changes()
 
     def _on_operation_reply(self, peer_name: str, envelope: Envelope, message: OperationReply) -> None:
         self._operations.replied(message)
