@@ -112,7 +112,7 @@ def removed_votes(seed: int) -> Scenario:
         dead, *rest = world.random.sample(others, len(others))
         world.crash(dead, keep_state=True, down_ms=400)
         name = dead.name
-        world.scheduler.after(60, lambda: primary.run(lambda: primary.operate("failover", name)))
+        world.scheduler.after(60, lambda: primary.run(lambda: world.operate(primary, "failover", name)))
         directions = [(other.name, primary.name) for other in rest]
         world.scheduler.after(395, lambda: world.network.cut(directions))
         world.scheduler.after(700, lambda: world.network.mend(directions))

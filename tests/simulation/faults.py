@@ -187,7 +187,7 @@ def _promote(random: Random, nodes: int) -> Drawn:
 
     def strike(world: World) -> None:
         node = world.victim(victim)
-        node.run(lambda: node.operate("promote", ""))
+        node.run(lambda: world.operate(node, "promote", ""))
 
     return strike, f"{_name(victim)} is to be promoted"
 
@@ -197,7 +197,7 @@ def _failover(random: Random, nodes: int) -> Drawn:
 
     def strike(world: World) -> None:
         node, target = world.victim(asked), world.victim(victim).name
-        node.run(lambda: node.operate("failover", target))
+        node.run(lambda: world.operate(node, "failover", target))
 
     return strike, f"{_name(asked)} is asked for a failover of {_name(victim)}"
 
@@ -213,7 +213,7 @@ def _remove_dead(random: Random, nodes: int) -> Drawn:
 
         def ask() -> None:
             asked = world.victim(PRIMARY)
-            asked.run(lambda: asked.operate("failover", node.name))
+            asked.run(lambda: world.operate(asked, "failover", node.name))
 
         world.scheduler.after(wait_ms, ask)
 

@@ -126,6 +126,8 @@ class SimulatedNode:
         self._enrolling: dict[bytes, Home] = {}
         self._waiting: dict[int, Callable[[Any], None]] = {}
         """Reads and operations under way, by context."""
+        self.operations: set[int] = set()
+        """Those of an operator that are not done yet."""
         self.fresh_until_ms = -1
 
     # --- life -----------------------------------------------------------------------------------------
@@ -294,9 +296,13 @@ class SimulatedNode:
     def operate(self, verb: str, argument: str) -> None:
         self._world.trace(self.name, f"is told: {verb} {argument}")
         context = self._replica.operate(verb, argument, self.now)
-        self._waiting[context] = lambda done: self._world.trace(
-            self.name, f"{verb} {argument}: {done.outcome}, {done.text}"
-        )
+        self.operations.add(context)
+
+        def done(event: Any) -> None:
+            self.operations.discard(context)
+            self._world.trace(self.name, f"{verb} {argument}: {event.outcome}, {event.text}")
+
+        self._waiting[context] = done
 
     # --- what follows from the inputs of one moment ---------------------------------------------------
 

@@ -357,7 +357,10 @@ class World:
 
     def _may_lose(self, victim: SimulatedNode) -> bool:
         """What is promised holds while no majority of the current voters has lost its state. A server that
-        has nothing but a founding does not count: it may give that up, which is a loss of state as well."""
+        has nothing but a founding does not count: it may give that up, which is a loss of state as well. And
+        a vote that is about to be taken away leaves fewer voters, whoever they are."""
+        if any(node.operations for node in self.nodes):
+            return False
         lost = victim.stored_identity.incarnation
         for configuration in self._acting_configurations():
             voters = configuration.voters
@@ -373,6 +376,12 @@ class World:
             if lost in voters and 2 * len(remaining) <= len(voters):
                 return False
         return True
+
+    def operate(self, asked: SimulatedNode, verb: str, name: str) -> None:
+        """An operator's word: not given while a voter is gone for good and has not been replaced."""
+        stored = {node.stored_identity.incarnation for node in self.nodes}
+        if all(configuration.voters <= stored for configuration in self._acting_configurations()):
+            asked.operate(verb, name)
 
     def _acting_configurations(self) -> list[Configuration]:
         """All that may act: the latest committed one, and those after it in any log."""
