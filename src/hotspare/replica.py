@@ -909,8 +909,8 @@ class Replica:
             self._operations.perform(self.node, route, message.verb, message.argument)
 
     def _notice_absence(self) -> None:
-        """An operator's word may be the first thing that a process hears after a pause. It must not act on who
-        was there before: a vote taken away then might leave a majority that nobody can form."""
+        """An operator's word may be the first thing that a process hears after a pause. It must not act on
+        who was there before: a vote taken away then might leave a majority that nobody can form."""
         if self.node is not None:
             self.node.tick(self._now.boot_ms)
             self._notice_changes()

@@ -873,7 +873,9 @@ def test_data_with_very_many_containers_that_are_not_deep_can_be_patched():
     moments = [datetime(2026, 1, 1), UUID(int=1), Decimal("1.5"), date(2026, 1, 1)]
     numbers = [0, -1, -40, -200, -70_000, -(2**40), 200, 70_000, 2**33, 2**63, 1.5, True, None]
     texts = ["", "x" * 40, "ж" * 300, "x" * 70_000, b"", b"\x91" * 300, b"\x91" * 70_000]
-    data = {"rows": [{"values": [moments, numbers, texts], "none": [], "n": n} for n in range(300)]}
+    data: dict[str, Any] = {
+        "rows": [{"values": [moments, numbers, texts], "none": [], "n": n} for n in range(300)]
+    }
     data["many"] = [[]] * 70_000
     encoded = encode_data(data, 2**30)
 

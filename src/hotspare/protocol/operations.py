@@ -179,8 +179,9 @@ class Operations:
             self._changes.append((route, index, node.term, text))
 
     def _would_be_majority(self, node: Node, without: ServerId) -> bool:
-        """Whether enough of the others follow this leader. A connection is not enough: at its other end may be
-        a node that never took part in this cluster, and the change could neither be committed nor undone."""
+        """Whether enough of the others follow this leader. A connection is not enough: at its other end may
+        be a node that never took part in this cluster, and the change could neither be committed nor
+        undone."""
         remaining = node.configuration.voters - {without}
         following = [voter for voter in remaining if voter == node.id or node.progress[voter].active]
         return 2 * len(following) > len(remaining)
