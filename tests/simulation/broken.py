@@ -164,7 +164,7 @@ def a_swap_instead_of_two_changes() -> AbstractContextManager[object]:
     )
 
 
-@bug(within=60, scenario=directed.lost_states)
+@bug(within=60, scenario=directed.changing_members)
 def a_change_before_the_first_commit_of_the_term() -> AbstractContextManager[object]:
     return both(
         changed(
@@ -346,7 +346,7 @@ def what_was_sent_counts_as_never_sent() -> AbstractContextManager[object]:
     return changed(Origin, "_abandon", "Lost(False, reason)", "Lost(True, reason)")
 
 
-@bug(within=40)
+@bug(within=20, scenario=directed.wrong_clocks)
 def the_fastest_clock_rules() -> AbstractContextManager[object]:
     return changed(ClusterClock, "lead", "lower_median(voters_wall_ms)", "max(voters_wall_ms)")
 

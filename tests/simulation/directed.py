@@ -200,9 +200,40 @@ def readers_cut_off(seed: int) -> Scenario:
     scenario.local_clients = [0, 1, 2]
 
     def strike(world: World) -> None:
-        _isolate(world.random.choice(world.nodes), world, 1700, they_notice=False)
+        primary = world.victim(PRIMARY)
+        secondaries = [node for node in world.nodes if node is not primary]
+        _isolate(world.random.choice(secondaries), world, 1700, they_notice=False)
 
-    scenario.faults = _every(random, 2000, "a node is cut off", strike)
+    scenario.faults = _every(random, 1900, "a node is cut off", strike)
+    return scenario
+
+
+def changing_members(seed: int) -> Scenario:
+    """A secondary loses its state, and the primary dies while the members are being changed for it."""
+    scenario, random = _base(seed, nodes=5)
+    scenario.conditions = Conditions(delay_ms=(1, 15))
+
+    def strike(world: World) -> None:
+        primary = world.victim(PRIMARY)
+        lost = world.random.choice([node for node in world.nodes if node is not primary])
+        world.crash(lost, keep_state=False, down_ms=0)
+        at_ms = world.random.randrange(20, 150)
+        world.scheduler.after(at_ms, lambda: world.crash(primary, keep_state=True, down_ms=200))
+
+    scenario.faults = _every(random, 600, "changing members", strike)
+    return scenario
+
+
+def wrong_clocks(seed: int) -> Scenario:
+    """One clock is far ahead, and there are many elections."""
+    scenario, random = _base(seed)
+    scenario.untrusted = frozenset({random.randrange(scenario.nodes)})
+
+    def jump(world: World) -> None:
+        world.nodes[min(scenario.untrusted)].clock.jump(30_000)
+
+    scenario.faults = _every(random, 500, "a crash", _crash(PRIMARY, keep_state=True, down_ms=100))
+    scenario.faults.insert(0, Fault(400, "a jump", "a clock jumps", jump))
     return scenario
 
 
@@ -275,6 +306,8 @@ ALL: tuple[Directed, ...] = (
     lost_states,
     removed_votes,
     deposed_leaders,
+    changing_members,
+    wrong_clocks,
     restarting_voters,
     inherited_entries,
     candidates_behind,
