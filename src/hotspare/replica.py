@@ -601,6 +601,8 @@ class Replica:
         patience_ms = GIVE_UP_ELECTIONS * self.config.timing.election_timeout_ms
         if self._now.boot_ms - self._leaderless_since_ms < patience_ms:
             return
+        if founding.may_yet_lead(node.configuration, self.id, self.peers.introduced()):
+            return
         transaction = self.store.begin()
         journal.reset(transaction)
         self._be(self._mint(transaction))

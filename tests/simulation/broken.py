@@ -19,7 +19,7 @@ from textwrap import dedent
 from typing import Any
 from unittest.mock import patch
 
-from hotspare.protocol import membership
+from hotspare.protocol import founding, membership
 from hotspare.protocol.clock import ClusterClock
 from hotspare.protocol.origin import Origin
 from hotspare.protocol.reads import Freshness
@@ -226,7 +226,10 @@ def a_founding_is_adopted_twice() -> AbstractContextManager[object]:
 
 @bug(within=60, scenario=directed.abandoned_foundings)
 def a_founding_is_given_up_with_entries_in_the_log() -> AbstractContextManager[object]:
-    return changed(Replica, "_give_up_founding", " or node.log.last_index > 1", "")
+    return both(
+        changed(Replica, "_give_up_founding", " or node.log.last_index > 1", ""),
+        patch.object(founding, "may_yet_lead", lambda *_: False),
+    )
 
 
 # --- the state machine ----------------------------------------------------------------------------------

@@ -356,9 +356,8 @@ class World:
                 client.home_died()
 
     def _may_lose(self, victim: SimulatedNode) -> bool:
-        """What is promised holds while no majority of the current voters has lost its state. A server that
-        has nothing but a founding does not count: it may give that up, which is a loss of state as well. And
-        a vote that is about to be taken away leaves fewer voters, whoever they are."""
+        """What is promised holds while no majority of the current voters has lost its state. A vote that is
+        about to be taken away leaves fewer voters, whoever they are."""
         if any(node.operations for node in self.nodes):
             return False
         lost = victim.stored_identity.incarnation
@@ -370,8 +369,6 @@ class World:
                 if node is not victim
                 and node.stored_identity.incarnation in voters
                 and node.stored_identity.cluster_id == configuration.cluster_id
-                and node.raft is not None
-                and node.raft.log.last_index > 1
             ]
             if lost in voters and 2 * len(remaining) <= len(voters):
                 return False

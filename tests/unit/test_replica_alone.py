@@ -32,11 +32,18 @@ def new_replica(name: str, store: Store | None = None) -> Replica:
 
 
 def adopt_a_founding(replica: Replica, founder: str, now: Now) -> None:
-    """As one of two voters, of whom the other is never heard of again."""
+    """As one of two voters."""
     members = (Member(founder, founder, f"{founder}0", True), Member("b", "b", replica.id, True))
     replica.peer_up(founder, f"{founder}0", founder, now)
     founding = Founding(Configuration(CLUSTER, members))
     replica.receive(founder, Envelope("", f"{founder}0", NOBODY, 0, 0, founding), now)
+
+
+def come_back_without_state(replica: Replica, name: str, now: Now) -> None:
+    replica.peer_down(name, now)
+    replica.peer_up(name, f"{name}1", name, now)
+    introduction = Introduction(name, name, "", True)
+    replica.receive(name, Envelope("", f"{name}1", NOBODY, 0, 0, introduction), now)
 
 
 def tick_until(replica: Replica, end_ms: int) -> None:
@@ -53,12 +60,24 @@ def test_a_node_that_gives_a_founding_up_asks_for_new_handshakes():
     adopt_a_founding(replica, "a", Now(0, 0))
     former = replica.id
     assert replica.cluster_id == CLUSTER
+    come_back_without_state(replica, "a", Now(0, 0))
     replica.take_events()
 
     tick_until(replica, (GIVE_UP_ELECTIONS + 2) * replica.config.timing.election_timeout_ms)
 
     assert (replica.id != former, replica.cluster_id) == (True, "")
     assert Reborn() in replica.take_events()
+
+
+def test_a_founding_is_kept_while_a_majority_of_its_servers_may_be_left():
+    """The founder is silent: it may have committed something with others, and need us to lead again."""
+    replica = new_replica("b")
+    adopt_a_founding(replica, "a", Now(0, 0))
+    replica.peer_down("a", Now(0, 0))
+
+    tick_until(replica, (GIVE_UP_ELECTIONS + 2) * replica.config.timing.election_timeout_ms)
+
+    assert (replica.id, replica.cluster_id) == ("b0", CLUSTER)
 
 
 # Snapshots

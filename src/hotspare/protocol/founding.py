@@ -89,6 +89,17 @@ def silent(own: Introduction, names: tuple[str, ...], candidates: Introduced) ->
     return [name for name in names if name != own.name and name not in candidates]
 
 
+def may_yet_lead(founded: Configuration, own_id: ServerId, introduced: Introduced) -> bool:
+    """Whether a majority of the servers that were founded may be left, for all that we can see. Those who do
+    not answer may hold what was committed without us: whoever gave up on them would lose it."""
+    left = 0
+    for member in founded.members:
+        id, said = introduced.get(member.name, (member.id, None))
+        is_left = id == member.id and (said is None or said.cluster_id == founded.cluster_id)
+        left += is_left or member.id == own_id
+    return 2 * left > len(founded.members)
+
+
 def first_configuration(
     cluster_id: str,
     own_id: ServerId,
