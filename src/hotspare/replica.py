@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from hotspare.protocol import founding, membership
 from hotspare.protocol.clock import ClusterClock
@@ -52,7 +52,6 @@ from hotspare.raft.messages import (
     SnapshotReply,
     VoteReply,
 )
-from hotspare.raft.messages import Message as RaftMessage
 from hotspare.raft.node import ChangeRefused, Node, Ready, Timing
 from hotspare.raft.progress import State
 from hotspare.store import Row, Store, Transaction, journal
@@ -141,6 +140,7 @@ class Replica:
         """None while this node belongs to no cluster."""
         self.peers = Peers()
         self.clock = ClusterClock()
+        self._pace_ms = config.timing.heartbeat_ms // 4
         self._randrange = randrange
         self._new_id = new_id
         self._now = now
@@ -186,7 +186,8 @@ class Replica:
 
     @property
     def is_leader(self) -> bool:
-        return self.node is not None and self.node.is_leader
+        node = self.node
+        return node is not None and node.is_leader
 
     @property
     def leader(self) -> str:
@@ -250,9 +251,11 @@ class Replica:
 
     def next_deadline_ms(self) -> int:
         """When `tick` is needed next, on the boot clock."""
-        pace_ms = self.config.timing.heartbeat_ms // 4
-        soon = self._now.boot_ms + pace_ms
-        return min(soon, self.node.next_deadline_ms) if self.node is not None else soon
+        soon_ms = self._now.boot_ms + self._pace_ms
+        if self.node is None:
+            return soon_ms
+        deadline_ms = self.node.next_deadline_ms
+        return deadline_ms if deadline_ms < soon_ms else soon_ms
 
     def _observe(self, now: Now) -> None:
         self._now = self._outbox.now = now
@@ -299,18 +302,22 @@ class Replica:
 
     def receive(self, peer_name: str, envelope: Envelope, now: Now) -> None:
         """A message from the node that answers under that name."""
-        self._observe(now)
-        if envelope.receiver not in (NOBODY, self.id):
+        self._now = self._outbox.now = now
+        if envelope.receiver != self.identity.incarnation and envelope.receiver != NOBODY:
             return
         message = envelope.message
-        if isinstance(message, Introduction | Founding | FoundingReply):
-            self._on_founding_message(peer_name, envelope.sender, message)
+        kind = type(message)
+        if kind in _FOUNDING_KINDS:
+            self._on_founding_message(peer_name, envelope.sender, message)  # type: ignore[arg-type]
             return
         if not self._is_of_our_cluster(envelope):
             return
         self.peers.heard(peer_name, envelope, now.wall_ms)
-        handler = _HANDLERS.get(type(message), Replica._on_raft)
-        handler(self, peer_name, envelope, message)
+        handler = _HANDLERS.get(kind)
+        if handler is None:
+            self._on_raft(envelope, message)
+        else:
+            handler(self, peer_name, envelope, message)
         self._notice_changes()
 
     # --- inputs: requests -------------------------------------------------------------------------------
@@ -387,23 +394,37 @@ class Replica:
     def work(self, now: Now, *, patience: bool = False) -> Work | None:
         """The next group commit, or None when there is nothing to do just now. With `patience`, what is
         committed is not told to the others unless entries leave for them anyway."""
-        self._observe(now)
+        self._now = self._outbox.now = now
         node = self.node
         if node is None:
             return None
-        self._propose()
+        if self._proposals or self._enrolments:
+            self._propose(node)
         while node.has_ready() or (not patience and node.has_untold_commit):
             ready = node.ready(tell_commit=not patience)
             self._take_ready(node, ready)
-            staged = self._take_chunks(ready.chunks)
-            compacted = self._compact()
-            if ready.number or ready.committed or staged or compacted or ready.snapshots_wanted:
+            staged = self._take_chunks(ready.chunks) if ready.chunks else []
+            compacted = self._compact(node)
+            if ready.needs_work or staged or compacted is not None:
                 return Work(self.store, self.table, ready, staged, compacted)
         return None
 
+    @property
+    def has_outputs(self) -> bool:
+        """Whether the inputs so far have led to anything: work, messages or events."""
+        node = self.node
+        return bool(
+            self._proposals
+            or self._enrolments
+            or self._outbox
+            or self._events
+            or self._operations.has_done
+            or (node is not None and (node.has_ready() or node.log.configuration is not self._dialled))
+        )
+
     def finish(self, work: Work, now: Now) -> None:
         """That work was performed."""
-        self._observe(now)
+        self._now = self._outbox.now = now
         node = self.node
         assert node is not None
         ready = work.ready
@@ -411,25 +432,35 @@ class Replica:
             node.persisted(ready.number)
         if ready.committed:
             node.applied_to(ready.committed[-1].index)
+            self._outbox.applied = self.table.applied_index
+            self.clock.at_least(self.table.stamp_ms)
+            self._deliver(work.outcomes)
         if ready.snapshot is not None:
             self._on_installed(ready.snapshot)
-        self._outbox.applied = self.table.applied_index
-        self.clock.at_least(self.table.stamp_ms)
-        self._deliver(work.outcomes)
-        self._begin_transfers(node, work)
-        self._finish_reads()
+            self._outbox.applied = self.table.applied_index
+            self.clock.at_least(self.table.stamp_ms)
+        if work.readers:
+            self._begin_transfers(node, work)
+        if self._reads.is_waiting:
+            self._finish_reads()
         self._notice_changes()
-        self._advance_operations()
+        if not self._operations.idle:
+            self._advance_operations()
 
     def take_outbox(self) -> list[tuple[str, Envelope]]:
         """Messages to send, in order, each with the name of its receiver."""
         return self._outbox.take()
 
     def take_events(self) -> list[Event]:
-        if self.configuration is not self._dialled:
-            self._dialled = self.configuration
+        configuration = self.configuration
+        if configuration is not self._dialled:
+            self._dialled = configuration
             self._events.append(PeersChanged())
-        events, self._events = [*self._events, *self._operations.take_done()], []
+        if self._operations.has_done:
+            self._events += self._operations.take_done()
+        if not self._events:
+            return []
+        events, self._events = self._events, []
         return events
 
     def stop(self) -> None:
@@ -441,6 +472,7 @@ class Replica:
     def _load(self) -> None:
         transaction = self.store.begin()
         identity = journal.load_identity(transaction)
+        assert identity is None or not self.store.volatile, "a volatile store ended with its node"
         if identity is None:
             identity = self._mint(transaction)
         journal.check_owner(identity, self.config.name)
@@ -476,6 +508,7 @@ class Replica:
             self.config.timing,
             self._randrange,
             self._now.boot_ms,
+            volatile=self.store.volatile,
         )
         self._leaderless_since_ms = self._now.boot_ms
         for peer in self.peers.values():
@@ -628,8 +661,9 @@ class Replica:
             self._introduce()
 
     def _is_of_our_cluster(self, envelope: Envelope) -> bool:
-        if self.cluster_id:
-            return envelope.cluster_id == self.cluster_id
+        cluster_id = self.identity.cluster_id
+        if cluster_id:
+            return envelope.cluster_id == cluster_id
         named_by_a_leader = isinstance(envelope.message, Append | Heartbeat | SnapshotChunk)
         if envelope.cluster_id and envelope.receiver == self.id and named_by_a_leader:
             self._become_member(envelope.cluster_id, None)
@@ -638,16 +672,17 @@ class Replica:
 
     # --- leading and following --------------------------------------------------------------------------
 
-    def _on_raft(self, peer_name: str, envelope: Envelope, message: Message) -> None:
+    def _on_raft(self, envelope: Envelope, message: Any) -> None:
         node = self.node
-        if node is None or not isinstance(message, RaftMessage) or message.sender != envelope.sender:
+        if node is None or message.sender != envelope.sender:
             return
-        if isinstance(message, VoteReply) and message.granted and not message.pre:
+        if type(message) is VoteReply and message.granted and not message.pre:
             clocks = (message.term, envelope.wall_ms, envelope.cluster_ms)
             self._vote_clocks[message.sender] = clocks
-        node.step(message, self._now.boot_ms)
+        boot_ms = self._now.boot_ms
+        node.step(message, boot_ms)
         if node.leader == message.sender and node.term == message.term:
-            self.clock.heard(envelope.cluster_ms, self._now.boot_ms)
+            self.clock.heard(envelope.cluster_ms, boot_ms)
 
     def _server_lost(self, server: ServerId) -> None:
         if self.node is not None and server != NOBODY:
@@ -657,14 +692,12 @@ class Replica:
     def _notice_changes(self) -> None:
         """Acts on a change of leader or term; called after everything that may have caused one."""
         node = self.node
-        if node is None:
+        if node is None or (node.leader, node.term) == self._announced:
             return
         if node.is_leader and self._leading_term != node.term:
             self._begin_leading(node)
         elif not node.is_leader and self._leading_term:
             self._stop_leading()
-        if (node.leader, node.term) == self._announced:
-            return
         if node.leader == NOBODY and self._announced[0] != NOBODY:
             self._leaderless_since_ms = self._now.boot_ms
         self._announced = (node.leader, node.term)
@@ -760,19 +793,19 @@ class Replica:
         for context in self._reads.to_ask_again(self._now.boot_ms, at_once):
             self._ask(context)
 
-    def _propose(self) -> None:
-        node = self.node
-        assert node is not None
-        if not (self._proposals or self._enrolments) or not node.accepts_proposals:
+    def _propose(self, node: Node) -> None:
+        if not node.accepts_proposals:
             return
         if node.log.last_index - node.commit > MAX_UNCOMMITTED_ENTRIES:
             return  # they wait here, and then with their origins
-        for nonce in self._enrolments:
-            node.propose(EntryKind.REGISTRATION, Registration(nonce, self._stamp_ms()).encode())
-        self._enrolments.clear()
-        for groups in _batches(self._proposals.values()):
-            self._propose_batch(groups)
-        self._proposals.clear()
+        if self._enrolments:
+            for nonce in self._enrolments:
+                node.propose(EntryKind.REGISTRATION, Registration(nonce, self._stamp_ms()).encode())
+            self._enrolments.clear()
+        if self._proposals:
+            for groups in _batches(self._proposals.values()):
+                self._propose_batch(groups)
+            self._proposals.clear()
 
     def _propose_batch(self, groups: list[RawGroup]) -> None:
         assert self.node is not None
@@ -833,8 +866,9 @@ class Replica:
     # --- snapshots --------------------------------------------------------------------------------------
 
     def _take_ready(self, node: Node, ready: Ready) -> None:
+        post = self._outbox.post
         for message in ready.messages:
-            self._outbox.post(message)
+            post(message)
         for read in ready.reads:
             asker, context = self._askers.pop(read.context) or ("", 0)
             if asker:
@@ -883,11 +917,9 @@ class Replica:
             else:
                 reader.close()
 
-    def _compact(self) -> SnapshotMark | None:
+    def _compact(self, node: Node) -> SnapshotMark | None:
         """Lets go of old entries once there are enough of them; what a present follower or a transfer still
         needs is kept, within bounds."""
-        node = self.node
-        assert node is not None
         keep = self.config.log_keep_bytes
         if node.log.bytes <= keep or node.applied <= node.log.mark.index:
             return None
@@ -955,6 +987,7 @@ def _parts(groups: Iterable[RawGroup], max_bytes: int) -> list[list[RawGroup]]:
     return parts
 
 
+_FOUNDING_KINDS = frozenset({Introduction, Founding, FoundingReply})
 _HANDLERS: dict[type, Callable[..., None]] = {
     Forward: Replica._on_forward,
     Enrol: Replica._on_enrol,

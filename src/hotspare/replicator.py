@@ -348,7 +348,7 @@ def _in_process_node(settings: Settings) -> Engine:
     from hotspare.cluster.node import ClusterNode
     from hotspare.store.plain import PlainStore
 
-    return ClusterNode(settings, PlainStore())
+    return ClusterNode(settings, PlainStore(volatile=True))
 
 
 def _check_ack(ack: str | None) -> None:

@@ -32,7 +32,7 @@ The rows (integers big-endian), in the store's `table` space, where a snapshot f
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from struct import Struct, pack, unpack
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
@@ -446,22 +446,28 @@ class Table:
         if origin is None:
             return UnknownOrigin(group.origin, group.first, group.count)
         self._origins.note_activity(origin, self.stamp_ms, rank)
-        origin.forget_seen(table, group.seen)
+        if group.seen > origin.seen:
+            origin.forget_seen(table, group.seen)
         if not group.commands:
             return Results(group.origin, group.first, [])
         done = origin.last + 1 - group.first
         if done < 0 or group.count - done > MAX_UNSEEN - (origin.last - origin.seen):
             return Gap(group.origin, group.first, origin.last + 1)
-        results = origin.stored_results(table, group.first, min(done, group.count))
+        if not done:
+            results = sessions.run(group.commands, version)
+            origin.keep(results)
+            return Results(group.origin, group.first, results)
+        results = origin.stored_results(group.first, min(done, group.count))
         fresh = sessions.run(group.commands[done:], version + done)
         if fresh:
-            origin.keep(table, fresh)
+            origin.keep(fresh)
         return Results(group.origin, group.first, results + fresh)
 
     def _advance(self, txn: Transaction, stamp_ms: int) -> None:
-        # A new leader whose clock is behind must not bring sessions back.
-        self.stamp_ms = max(self.stamp_ms, stamp_ms)
-        self._origins.expire(txn.table, self.stamp_ms)
+        if stamp_ms > self.stamp_ms:  # a new leader whose clock is behind must not bring sessions back
+            self.stamp_ms = stamp_ms
+        if self._origins.due(self.stamp_ms):
+            self._origins.expire(txn.table, self.stamp_ms)
 
 
 class _Sessions:
@@ -664,10 +670,11 @@ def _verified_data(id: bytes, record: bytes) -> bytes:
 
 
 class _Origin:
-    """One origin. Invariant: 0 <= seen <= last, and the stored runs, which begin at the numbers `firsts` in
-    ascending order, hold the results of at least all numbers above `seen` and none above `last`."""
+    """One origin. Invariant: 0 <= seen <= last, and the runs, which follow each other without a gap, hold the
+    results of at least all numbers above `seen` and none above `last`. Those that begin with `unsaved` or
+    later have no row yet: most are seen, and forgotten, before they would get one."""
 
-    __slots__ = ("active_ms", "firsts", "id", "last", "rank", "seen")
+    __slots__ = ("_runs", "_unsaved", "active_ms", "id", "last", "rank", "seen")
 
     def __init__(self, id: int, last: int, seen: int, active_ms: int, rank: int) -> None:
         self.id = id
@@ -676,43 +683,68 @@ class _Origin:
         self.active_ms = active_ms
         self.rank = rank
         """Where in the log it was last active: orders the origins, also those of one entry."""
-        self.firsts: deque[int] = deque()
+        self._runs: dict[int, Sequence[int]] = {}
+        """By first number, ascending."""
+        self._unsaved = last + 1
 
-    def keep(self, table: Space, results: list[int]) -> None:
+    def load_run(self, first: int, row: bytes) -> None:
+        """Rows come in ascending order."""
+        self._runs[first] = unpack(f">{len(row) // 8}q", row)
+
+    def check(self) -> None:
+        """Raises `StoreCorrupt` unless all results that are still to be seen were loaded."""
+        number = next(iter(self._runs), self.last + 1)
+        is_complete = number <= self.seen + 1
+        for first, run in self._runs.items():
+            is_complete = is_complete and first == number
+            number += len(run)
+        if not is_complete or number != self.last + 1:
+            raise _corrupt("the stored results of an origin are not there")
+
+    def keep(self, results: list[int]) -> None:
         """Stores the results of the commands after `last`."""
-        first = self.last + 1
-        table[_RUN_KEY.pack(b"r", self.id, first)] = pack(f">{len(results)}q", *results)
-        self.firsts.append(first)
+        self._runs[self.last + 1] = results
         self.last += len(results)
 
-    def stored_results(self, table: Space, first: int, count: int) -> list[int]:
+    def stored_results(self, first: int, count: int) -> list[int]:
         """The results of `count` numbers from `first` on, none of them above `last`."""
         end = first + count
         forgotten = max(0, min(end, self.seen + 1) - first)
         results = [FORGOTTEN] * forgotten
         number = first + forgotten
+        firsts = list(self._runs)
         while number < end:
-            run = self.firsts[bisect_right(self.firsts, number) - 1]
-            part = self._read(table, run)[number - run : end - run]
+            run = firsts[bisect_right(firsts, number) - 1]
+            part = self._runs[run][number - run : end - run]
             results += part
             number += len(part)
         return results
 
-    def _read(self, table: Space, run: int) -> tuple[int, ...]:
-        row = table.get(_RUN_KEY.pack(b"r", self.id, run))
-        if row is None:
-            raise _corrupt("the stored results of an origin are not there")
-        return unpack(f">{len(row) // 8}q", row)
-
     def forget_seen(self, table: Space, seen: int) -> None:
         """Deletes the runs that the origin has seen as a whole."""
-        self.seen = max(self.seen, min(seen, self.last))
-        firsts = self.firsts
-        while firsts and (firsts[1] - 1 if len(firsts) > 1 else self.last) <= self.seen:
-            table.pop(_RUN_KEY.pack(b"r", self.id, firsts.popleft()))
+        self.seen = seen = min(seen, self.last)
+        runs = self._runs
+        while runs:
+            first = next(iter(runs))
+            if first + len(runs[first]) - 1 > seen:
+                break
+            del runs[first]
+            if first < self._unsaved:
+                table.pop(_RUN_KEY.pack(b"r", self.id, first))
+
+    def save(self, table: Space) -> None:
+        table[_ORIGIN_KEY.pack(b"o", self.id)] = _ORIGIN.pack(
+            self.last, self.seen, self.active_ms, self.rank
+        )
+        for first in reversed(self._runs):
+            if first < self._unsaved:
+                break
+            run = self._runs[first]
+            table[_RUN_KEY.pack(b"r", self.id, first)] = pack(f">{len(run)}q", *run)
+        self._unsaved = self.last + 1
 
     def forget_all(self, table: Space) -> None:
-        for first in self.firsts:
+        for first in self._runs:
             table.pop(_RUN_KEY.pack(b"r", self.id, first))
         table.pop(_ORIGIN_KEY.pack(b"o", self.id))
 
@@ -731,10 +763,14 @@ class _Origins:
                 loaded[id] = _Origin(id, *_ORIGIN.unpack(row))
             elif key[:1] == b"r":
                 _, id, first = _RUN_KEY.unpack(key)
-                loaded[id].firsts.append(first)
+                loaded[id].load_run(first, row)
+        for origin in loaded.values():
+            origin.check()
         by_rank = sorted(loaded.values(), key=lambda origin: origin.rank)
         self._by_id = OrderedDict((origin.id, origin) for origin in by_rank)
         self._unsaved: dict[int, _Origin] = {}
+        self._quiet_until_ms = 0
+        """None expires before; when one becomes active again, perhaps none does for longer."""
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -756,8 +792,13 @@ class _Origins:
         self._unsaved[origin.id] = origin
 
     def due(self, stamp_ms: int) -> bool:
+        if stamp_ms < self._quiet_until_ms:
+            return False
         idlest = next(iter(self._by_id.values()), None)
-        return idlest is not None and idlest.active_ms + ORIGIN_TTL_MS <= stamp_ms
+        if idlest is None:
+            return False
+        self._quiet_until_ms = idlest.active_ms + ORIGIN_TTL_MS
+        return self._quiet_until_ms <= stamp_ms
 
     def expire(self, table: Space, stamp_ms: int) -> None:
         for _ in range(PRUNE_PER_BATCH):
@@ -767,8 +808,7 @@ class _Origins:
 
     def save(self, table: Space) -> None:
         for origin in self._unsaved.values():
-            row = _ORIGIN.pack(origin.last, origin.seen, origin.active_ms, origin.rank)
-            table[_ORIGIN_KEY.pack(b"o", origin.id)] = row
+            origin.save(table)
         self._unsaved.clear()
 
     def _forget_idlest(self, table: Space) -> None:

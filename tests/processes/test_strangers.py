@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 30.0
 
 
 def framed(frame: bytes) -> bytes:
-    return b"".join(with_headers([frame]))
+    return with_headers([frame])
 
 
 def length(size: int) -> bytes:

@@ -86,7 +86,7 @@ class Cluster:
         self, name: str, *, store: Store | None = None, replica_nodes: Iterable[str] = (), **settings: Any
     ) -> AsyncSessionReplicator:
         merged = Settings(node=name, replica_nodes=tuple(replica_nodes), **(self.settings | settings))
-        engine = ClusterNode(merged, store if store is not None else PlainStore())
+        engine = ClusterNode(merged, store if store is not None else PlainStore(volatile=True))
         sessions = AsyncSessionReplicator(merged, engine=engine)
         await sessions.start()
         self.running[name] = sessions

@@ -52,6 +52,7 @@ from hotspare.table import (
     Registration,
     Results,
     Rotate,
+    Table,
     Touch,
     UnknownOrigin,
     check_group,
@@ -836,7 +837,7 @@ class TestPersistence:
         driver.begin().table.pop(b"r" + driver.origin.to_bytes(8, "big") + (1).to_bytes(8, "big"))
         driver.commit()
         with pytest.raises(StoreCorrupt):
-            driver.batch(group(driver.origin, 1, put(b"x")))
+            Table(driver.begin())
 
 
 class Untouchable:

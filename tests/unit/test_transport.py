@@ -551,7 +551,7 @@ async def test_a_peer_that_dials_anew_leaves_nothing_of_its_old_connection(start
     await until(lambda: "b" in a.transport._incoming)
     new.say(PREAMBLE + encode_greeting(Hello("node", "b", "b-1")))
     assert await old.is_hung_up_on()
-    new.say(b"".join(with_headers([b"hello"])))
+    new.say(with_headers([b"hello"]))
     await until(lambda: a.frames)
     assert a.frames == [("b", b"hello")]
     await new.hang_up()
@@ -562,7 +562,7 @@ async def test_a_peer_that_answers_where_only_we_send_is_cut_off(start, log):
 
     async def behave(stranger):
         stranger.say(welcome_from("b", "b-1"))
-        stranger.say(b"".join(with_headers([b"unasked"])))
+        stranger.say(with_headers([b"unasked"]))
 
     async with Impostor(behave) as impostor:
         a.transport.dial("b", impostor.address)
@@ -656,7 +656,7 @@ async def test_whoever_is_not_hotspare_is_hung_up_on_and_named_once(start, log, 
     [
         (PREAMBLE + struct.pack(">I", 5000), "it sent a frame of 5000 bytes"),
         (PREAMBLE + bytes(4), "it sent a frame of 0 bytes"),
-        (PREAMBLE + b"".join(with_headers([b"garbage"])), "its first frame is no greeting"),
+        (PREAMBLE + with_headers([b"garbage"]), "its first frame is no greeting"),
         (PREAMBLE + encode_greeting(Hello("node")), "it does not say who it is"),
         (welcome_from("b", "b-1"), "its first frame is no greeting"),
     ],
@@ -758,7 +758,7 @@ async def test_what_comes_with_the_welcome_may_be_longer_than_a_greeting():
     frame = bytes(100_000)
 
     async def behave(stranger):
-        stranger.say(welcome_from("b", "b-1") + b"".join(with_headers([frame])))
+        stranger.say(welcome_from("b", "b-1") + with_headers([frame]))
 
     async with Impostor(behave) as impostor:
         handler = Client()
@@ -775,7 +775,7 @@ async def test_what_comes_with_the_welcome_may_be_longer_than_a_greeting():
         (b"\xff" * 100, "it sent a frame of"),
         (bytes(4), "it sent a frame of 0 bytes"),
         (struct.pack(">I", MAX_FRAME_BYTES + 1), f"it sent a frame of {MAX_FRAME_BYTES + 1} bytes"),
-        (b"".join(with_headers([b"malformed"])), "it sent a malformed message"),
+        (with_headers([b"malformed"]), "it sent a malformed message"),
     ],
     ids=["noise", "empty", "too long", "malformed"],
 )
@@ -807,7 +807,7 @@ async def test_a_client_that_leaves_in_the_middle_of_a_frame_harms_nobody(a):
 async def test_a_client_that_does_not_read_its_answers_is_not_heard_any_further(a):
     stranger = await Stranger.dial(a)
     stranger.say(PREAMBLE + encode_greeting(Hello("client")))
-    question = b"".join(with_headers([bytes(100_000)]))
+    question = with_headers([bytes(100_000)])
     await until(lambda: a.clients)
     echo = a.clients[0]
     asked = 0
@@ -860,7 +860,7 @@ async def test_nothing_is_heard_any_more_after_a_farewell(a):
     stranger.say(PREAMBLE + encode_greeting(Hello("client")))
     await until(lambda: a.clients)
     a.clients[0].connection.part(Rejected(RejectionCode.BUSY, "come back later"))
-    stranger.say(b"".join(with_headers([b"one more"])))
+    stranger.say(with_headers([b"one more"]))
     assert b"come back later" in await stranger.reader.read()
     await stranger.hang_up()
     await until(lambda: a.clients[0].reason)

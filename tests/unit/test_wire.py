@@ -55,18 +55,18 @@ def inbound() -> Inbound:
 
 def test_frames_come_out_as_they_went_in(inbound):
     frames = [b"one", b"2", b"three" * 1000]
-    assert feed(inbound, b"".join(with_headers(frames))) == frames
+    assert feed(inbound, with_headers(frames)) == frames
     assert inbound.pending_bytes == 0
 
 
 def test_thousands_of_small_frames_in_one_segment_come_out_in_order(inbound):
     frames = [b"%d" % number for number in range(5000)]
-    assert feed(inbound, b"".join(with_headers(frames))) == frames
+    assert feed(inbound, with_headers(frames)) == frames
 
 
 def test_frames_that_arrive_byte_by_byte_come_out_whole(inbound):
     frames = [b"one", b"2", b"three" * 30]
-    stream = b"".join(with_headers(frames))
+    stream = with_headers(frames)
     assert [frame for byte in stream for frame in feed(inbound, bytes([byte]))] == frames
 
 
@@ -79,7 +79,7 @@ def test_any_frames_cut_anywhere_come_out_whole(sizes, cuts):
     inbound = Inbound()
     inbound.limit_bytes = MAX_FRAME_BYTES
     frames = [bytes([size % 251]) * size for size in sizes]
-    stream = b"".join(with_headers(frames))
+    stream = with_headers(frames)
     received = []
     while stream:
         for cut in cuts:
@@ -90,7 +90,7 @@ def test_any_frames_cut_anywhere_come_out_whole(sizes, cuts):
 
 def test_the_longest_frame_is_taken_and_the_buffer_shrinks_again(inbound):
     frame = bytes(MAX_FRAME_BYTES)
-    assert feed(inbound, b"".join(with_headers([frame]))) == [frame]
+    assert feed(inbound, with_headers([frame])) == [frame]
     assert len(inbound.room()) == MAX_READ_BYTES
 
 

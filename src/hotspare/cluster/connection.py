@@ -97,6 +97,8 @@ class Connection(asyncio.BufferedProtocol):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._descriptor = -1
+        """Of a socket that may be written to past the transport while that has nothing to write."""
         self._inbound = Inbound()
         self._knows_protocol = False
         self._handler: Handler | None = None
@@ -130,15 +132,27 @@ class Connection(asyncio.BufferedProtocol):
         While it is writable it takes any number: what may be unsent is `MAX_OUTGOING_BYTES` and one call.
         """
         transport = self._transport
-        if self._cause is not None or transport is None:
+        if self._cause is not None or transport is None or transport.is_closing():
             return False
-        pieces = with_headers(frames)
-        if not self._uncongested.is_set():
-            unsent = transport.get_write_buffer_size()
-            if unsent + sum(map(len, pieces)) > MAX_OUTGOING_BYTES:
-                return False
-        transport.writelines(pieces)
+        data = with_headers(frames)
+        unsent = transport.get_write_buffer_size()
+        if not unsent:
+            data = self._send_now(data)
+        elif not self._uncongested.is_set() and unsent + len(data) > MAX_OUTGOING_BYTES:
+            return False
+        if data:
+            transport.write(data)
         return True
+
+    def _send_now(self, data: bytes) -> bytes:
+        """What the system does not take at once. An event loop may write only at the end of its turn: here,
+        the other end begins to work while this one goes on."""
+        if self._descriptor < 0:
+            return data
+        try:
+            return data[os.write(self._descriptor, data) :]
+        except OSError:
+            return data  # not now, or never again: the transport will find out
 
     def close(self, reason: str = "this end closed it") -> None:
         """Ends the connection after what was sent; what still comes in is discarded."""
@@ -213,7 +227,10 @@ class Connection(asyncio.BufferedProtocol):
         if self._cause is not None:
             transport.abort()
             return
-        _tune(transport.get_extra_info("socket"))
+        sock = transport.get_extra_info("socket")
+        _tune(sock)
+        if os.name == "posix" and transport.get_extra_info("sslcontext") is None:
+            self._descriptor = sock.fileno()
         transport.set_write_buffer_limits(high=CONGESTED_BYTES)
         transport.write(PREAMBLE + self._greeting())
 
@@ -251,6 +268,7 @@ class Connection(asyncio.BufferedProtocol):
         self._uncongested.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._descriptor = -1
         self._begin_to_end(exc or self._abrupt_end())
         cause = self._cause
         assert cause is not None

@@ -88,6 +88,7 @@ class ClusterNode:
         self.store = store
         self.statistics = Statistics()
         self.has_copy = True
+        self._max_staleness_ms = settings.max_staleness_ms
         self._replica: Replica | None = None
         self._transport: Transport | NoTransport | None = None
         self._homes: dict[int, Home] = {}
@@ -490,38 +491,44 @@ class ClusterNode:
         if self._writer.origin.has_waiting:
             self._send_own_writes(now)
         while (work := replica.work(now, patience=patience)) is not None:
-            self._send_out()  # before the work: the others begin while we write
-            self.statistics.note_proposed(replica)
+            self._send_out(replica)  # before the work: the others begin while we write
             work.perform()
             replica.finish(work, now)
             if clocks.boot_ms() - now.boot_ms >= MAX_TURN_MS:
                 self._schedule()  # heartbeats never wait behind a long log or snapshot
                 break
-        self._send_out()
+        self._send_out(replica)
         self._reads.publish(self._fresh_until(replica), replica.clock, now.boot_ms)
-        self.statistics.note_acknowledged(replica)
         events = replica.take_events()
         if events:
             self._dispatch(events)
         if self._watchers:
             self._notify_watchers()
-        if replica.has_untold_commit and not self._is_telling_commit:
+        if not self._is_telling_commit and replica.has_untold_commit:
             self._is_telling_commit = True
             self._loop.call_soon(self._tell_commit, True)
-        self._arm_timer()
+        self._arm_timer(replica, now)
 
     def _fresh_until(self, replica: Replica) -> int:
-        return replica.fresh_as_of_ms + self.settings.max_staleness_ms if replica.fresh_as_of_ms >= 0 else -1
+        fresh_as_of_ms = replica.fresh_as_of_ms
+        return fresh_as_of_ms + self._max_staleness_ms if fresh_as_of_ms >= 0 else -1
 
-    def _send_out(self) -> None:
-        outbox = self.replica.take_outbox()
+    def _send_out(self, replica: Replica) -> None:
+        outbox = replica.take_outbox()
         if not outbox:
             return
         transport = self._transport
         assert transport is not None
+        if replica.is_leader:
+            assert replica.node is not None
+            self.statistics.note_proposed(replica.node)
         frames: dict[str, list[bytes]] = {}
         for name, envelope in outbox:
-            frames.setdefault(name, []).append(messages.encode(envelope))
+            frame = messages.encode(envelope)
+            if name in frames:
+                frames[name].append(frame)
+            else:
+                frames[name] = [frame]
         for name, batch in frames.items():
             transport.send(name, batch)
 
@@ -565,6 +572,8 @@ class ClusterNode:
 
     def _on_leader_changed(self, event: LeaderChanged) -> None:
         self.statistics.note_leader(event.leader, clocks.boot_ms())
+        if event.leader != self.name:
+            self.statistics.stop_leading()
         if event.leader:
             logger.info("%s: the primary is %s (term %d)", self.name, event.leader, event.term)
         else:
@@ -595,17 +604,17 @@ class ClusterNode:
         self._writer.notice()
         self._pump()
 
-    def _arm_timer(self) -> None:
-        due_ms = self.replica.next_deadline_ms()
+    def _arm_timer(self, replica: Replica, now: Now) -> None:
+        due_ms = replica.next_deadline_ms()
         flush_ms = self._writer.origin.next_flush_ms()
-        if flush_ms is not None:
-            due_ms = min(due_ms, flush_ms)
+        if flush_ms is not None and flush_ms < due_ms:
+            due_ms = flush_ms
         if self._timer is not None:
             if due_ms >= self._timer_ms:
                 return
             self._timer.cancel()
         self._timer_ms = due_ms
-        delay_ms = max(1, due_ms - clocks.boot_ms())
+        delay_ms = max(1, due_ms - now.boot_ms)
         self._timer = self._loop.call_later(delay_ms / 1000, self._on_timer)
 
     # --- connections ------------------------------------------------------------------------------------
@@ -685,7 +694,16 @@ class ClusterNode:
                 logger.warning("%s: %s sent what is no message: %s", self.name, name, exc)
                 continue
             replica.receive(name, envelope, now)
-        self._schedule()
+        if replica.is_leader:
+            self._note_acknowledged(name, replica)
+        if not self._is_pump_scheduled and replica.has_outputs:
+            self._schedule()
+
+    def _note_acknowledged(self, name: str, replica: Replica) -> None:
+        assert replica.node is not None
+        progress = replica.node.progress.get(replica.peers[name].id) if name in replica.peers else None
+        if progress is not None:
+            self.statistics.note_acknowledged(progress.id, progress.match)
 
     def _on_client(self, connection: Accepted) -> ClientSession:
         return ClientSession(self, connection)

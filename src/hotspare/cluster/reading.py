@@ -46,8 +46,11 @@ class LocalReads:
 
     def publish(self, fresh_until_ms: int, clock: ClusterClock, now_ms: int) -> None:
         """Called by the event loop whenever any of it may have changed. Cluster time never goes back."""
-        floor_ms = max(clock.read_ms(now_ms), self.cluster_ms(now_ms))
-        self._limits = Limits(fresh_until_ms, clock.offset_ms, floor_ms)
+        limits, offset_ms, cluster_ms = self._limits, clock.offset_ms, clock.read_ms(now_ms)
+        is_ticking = cluster_ms == now_ms + offset_ms  # and not held up by a stamp that was later
+        if is_ticking and fresh_until_ms == limits.fresh_until_ms and offset_ms == limits.offset_ms:
+            return
+        self._limits = Limits(fresh_until_ms, offset_ms, max(cluster_ms, self.cluster_ms(now_ms)))
 
     def close(self) -> None:
         """From now on nothing is fresh."""

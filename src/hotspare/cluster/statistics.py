@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import NamedTuple
 
-from hotspare.replica import Replica
+from hotspare.raft.messages import ServerId
+from hotspare.raft.node import Node
 
 WINDOW_SECONDS = 10.0
 """Lag is told of so many last seconds."""
@@ -36,52 +37,44 @@ class Statistics:
         """Writes of this process that ended as Unavailable or OutcomeUnknown."""
         self.total_replicated = 0
         """Writes that came through this node, from clients too, and were answered."""
-        self._proposed: deque[tuple[int, float]] = deque(maxlen=MAX_UNACKNOWLEDGED)
-        """(last index, when) of what this leader has proposed."""
-        self._acknowledged: dict[str, int] = {}
-        """Follower -> up to which index its copies were timed."""
+        self._unacknowledged: dict[ServerId, deque[tuple[int, float]]] = {}
+        """Of a leader: (last index, when) of what was proposed, for each follower that has not got it."""
         self._samples: deque[tuple[float, float]] = deque(maxlen=MAX_SAMPLES)
         """(when, lag in ms)."""
         self._last_index = 0
         self._last_leader = ""
         self._leaderless_since_ms = 0
 
-    def note_proposed(self, replica: Replica) -> None:
-        """To be called as new entries leave."""
-        node = replica.node
-        if node is not None and node.is_leader and node.log.last_index > self._last_index:
-            self._last_index = node.log.last_index
-            self._proposed.append((self._last_index, monotonic()))
-
-    def note_acknowledged(self, replica: Replica) -> None:
-        """To be called after messages came in."""
-        node = replica.node
-        if node is None or not node.is_leader:
-            if self._proposed:
-                self._proposed.clear()
-                self._acknowledged.clear()
+    def note_proposed(self, node: Node) -> None:
+        """To be called by a leader as something leaves."""
+        last_index = node.log.last_index
+        if last_index <= self._last_index:
             return
-        if not self._proposed:
+        self._last_index = last_index
+        if self._unacknowledged.keys() != node.progress.keys():
+            self._follow(node.progress)
+        proposal = (last_index, monotonic())
+        for unacknowledged in self._unacknowledged.values():
+            unacknowledged.append(proposal)
+
+    def _follow(self, followers: Iterable[ServerId]) -> None:
+        self._unacknowledged = {
+            id: self._unacknowledged.get(id) or deque(maxlen=MAX_UNACKNOWLEDGED) for id in followers
+        }
+
+    def note_acknowledged(self, follower: ServerId, match: int) -> None:
+        """To be called by a leader as it hears from a follower that holds the log up to `match`."""
+        unacknowledged = self._unacknowledged.get(follower)
+        if not unacknowledged or unacknowledged[0][0] > match:
             return
         now = monotonic()
-        slowest = self._last_index
-        for follower, progress in node.progress.items():
-            self._time(follower, progress.match, now)
-            if progress.active:
-                slowest = min(slowest, progress.match)
-        while self._proposed and self._proposed[0][0] <= slowest:
-            self._proposed.popleft()
+        while unacknowledged and unacknowledged[0][0] <= match:
+            _, proposed = unacknowledged.popleft()
+            self._samples.append((now, (now - proposed) * 1000))
 
-    def _time(self, follower: str, match: int, now: float) -> None:
-        timed = self._acknowledged.get(follower, 0)
-        if match <= timed:
-            return
-        self._acknowledged[follower] = match
-        for index, proposed in self._proposed:
-            if index > match:
-                break
-            if index > timed:
-                self._samples.append((now, (now - proposed) * 1000))
+    def stop_leading(self) -> None:
+        self._unacknowledged.clear()
+        self._last_index = 0
 
     def note_leader(self, leader: str, now_ms: int) -> None:
         """The primary's name as this node sees it; empty while there is none."""
@@ -93,11 +86,10 @@ class Statistics:
             self.recovery_time_ms = now_ms - self._leaderless_since_ms if self._leaderless_since_ms else 0
         self._last_leader, self._leaderless_since_ms = leader, 0
 
-    def lag_of(self, follower: str) -> float:
+    def lag_of(self, follower: ServerId) -> float:
         """How long the oldest entry that it has not acknowledged has been on its way; 0 when it has all."""
-        timed = self._acknowledged.get(follower, 0)
-        oldest = next((proposed for index, proposed in self._proposed if index > timed), None)
-        return round((monotonic() - oldest) * 1000, 3) if oldest is not None else 0.0
+        unacknowledged = self._unacknowledged.get(follower)
+        return round((monotonic() - unacknowledged[0][1]) * 1000, 3) if unacknowledged else 0.0
 
     def lag(self) -> Lag:
         horizon = monotonic() - WINDOW_SECONDS

@@ -165,15 +165,15 @@ def _check_texts(said: Hello | Welcome | Rejected) -> None:
 # Frames
 
 
-def with_headers(frames: list[bytes]) -> list[bytes]:
-    """The pieces to write, in order, so that these frames arrive."""
+def with_headers(frames: list[bytes]) -> bytes:
+    """What to write so that these frames arrive."""
     pieces: list[bytes] = []
     for frame in frames:
         size = len(frame)
         assert 0 < size <= MAX_FRAME_BYTES, f"a frame of {size} bytes cannot be sent"
         pieces.append(_HEADER.pack(size))
         pieces.append(frame)
-    return pieces
+    return b"".join(pieces)
 
 
 class Inbound:

@@ -40,7 +40,8 @@ class ClusterClock:
         Any thread."""
         if self._offset_ms is None:
             return self._floor_ms
-        return max(self._floor_ms, boot_ms + self._offset_ms)
+        cluster_ms = boot_ms + self._offset_ms
+        return cluster_ms if cluster_ms > self._floor_ms else self._floor_ms
 
     def heard(self, cluster_ms: int, boot_ms: int) -> None:
         """The leader of our term said that it is `cluster_ms`."""
@@ -49,7 +50,8 @@ class ClusterClock:
 
     def at_least(self, stamp_ms: int) -> None:
         """A stamp was applied: it is that late already."""
-        self._floor_ms = max(self._floor_ms, stamp_ms)
+        if stamp_ms > self._floor_ms:
+            self._floor_ms = stamp_ms
 
     def lead(
         self, boot_ms: int, last_stamp_ms: int, voters_wall_ms: Sequence[int], estimates_ms: Sequence[int]

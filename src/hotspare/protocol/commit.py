@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from hotspare.raft.messages import ServerId, SnapshotMark
 from hotspare.raft.node import Ready
-from hotspare.store import Row, SnapshotReader, Store, journal
+from hotspare.store import Row, SnapshotReader, Store, Transaction, journal
 from hotspare.table import Outcome, Table
 
 
@@ -31,25 +31,33 @@ class Work:
         """Raises StoreError or ProtocolError; then nothing of it is there, and the node must stop."""
         transaction = self.store.begin()
         try:
-            journal.save_ready(transaction, self.ready.hard_state, self.ready.append, self.ready.snapshot)
-            for is_first, rows in self.staged:
-                if is_first:
-                    transaction.discard_staged()
-                transaction.stage(rows)
-            if self.ready.snapshot is not None:
-                transaction.install_staged()
-                self.table.reload(transaction)
-            for entry in self.ready.committed:
-                self.outcomes += self.table.apply(
-                    transaction, entry.index, entry.term, entry.kind, entry.payload
-                )
-            if self.compacted is not None:
-                journal.compact(transaction, self.compacted)
-            if self.ready.committed:
-                self.table.save(transaction)
+            self._write(transaction)
+            self._apply(transaction)
             transaction.commit()
         except BaseException:
             transaction.abort()
             raise
         for follower in self.ready.snapshots_wanted:
             self.readers.append((follower, self.store.snapshot(), self.table.applied_index))
+
+    def _write(self, transaction: Transaction) -> None:
+        ready = self.ready
+        if ready.number or ready.snapshot is not None:
+            journal.save_ready(transaction, ready.hard_state, ready.append, ready.snapshot)
+        for is_first, rows in self.staged:
+            if is_first:
+                transaction.discard_staged()
+            transaction.stage(rows)
+        if ready.snapshot is not None:
+            transaction.install_staged()
+            self.table.reload(transaction)
+        if self.compacted is not None and not self.store.volatile:
+            journal.compact(transaction, self.compacted)
+
+    def _apply(self, transaction: Transaction) -> None:
+        table = self.table
+        for entry in self.ready.committed:
+            self.outcomes += table.apply(transaction, entry.index, entry.term, entry.kind, entry.payload)
+        volatile, snapshots_wanted = self.store.volatile, self.ready.snapshots_wanted
+        if snapshots_wanted if volatile else self.ready.committed:
+            table.save(transaction)  # what nobody starts from is needed for snapshots only

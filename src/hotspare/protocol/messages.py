@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 import msgspec
@@ -130,17 +131,10 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     """Up to which index the sender's copy shows the log."""
 
 
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Envelope)
+encode: Callable[[Envelope], bytes] = msgspec.msgpack.Encoder().encode
 
-
-def encode(envelope: Envelope) -> bytes:
-    return _encoder.encode(envelope)
-
-
-def decode(frame: bytes | memoryview) -> Envelope:
-    """Raises msgspec.ValidationError or msgspec.DecodeError on anything but an envelope."""
-    return _decoder.decode(frame)
+decode: Callable[[bytes | memoryview], Envelope] = msgspec.msgpack.Decoder(Envelope).decode
+"""Raises msgspec.ValidationError or msgspec.DecodeError on anything but an envelope."""
 
 
 __all__ = [

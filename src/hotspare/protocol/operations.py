@@ -67,6 +67,11 @@ class Operations:
     def idle(self) -> bool:
         return not (self._asked or self._transfers or self._changes)
 
+    @property
+    def has_done(self) -> bool:
+        """Whether `take_done` has anything to give."""
+        return bool(self._done)
+
     def new_context(self) -> int:
         self._next_context += 1
         return self._next_context

@@ -41,6 +41,9 @@ class Outbox:
         peer = self._peers.get(name)
         self._put(name, peer.id if peer is not None else NOBODY, message)
 
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
     def take(self) -> list[tuple[str, Envelope]]:
         waiting, self._waiting = self._waiting, []
         return waiting

@@ -37,7 +37,10 @@ class Peers(dict[str, Peer]):
 
     def name_of(self, server: ServerId) -> str:
         """The name under which that incarnation answers; empty if none does."""
-        return next((name for name, peer in self.items() if peer.id == server), "")
+        for name, peer in self.items():
+            if peer.id == server:
+                return name
+        return ""
 
     def is_up(self, server: ServerId) -> bool:
         return any(peer.up and peer.id == server for peer in self.values())
@@ -47,7 +50,8 @@ class Peers(dict[str, Peer]):
         peer = self.get(name)
         if peer is not None and peer.id == envelope.sender:
             peer.wall_skew_ms = envelope.wall_ms - wall_ms
-            peer.applied = max(peer.applied, envelope.applied)
+            if envelope.applied > peer.applied:
+                peer.applied = envelope.applied
 
     def introduced(self) -> dict[str, tuple[ServerId, Introduction]]:
         """Those who are up and have said who they are."""

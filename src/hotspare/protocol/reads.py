@@ -40,6 +40,11 @@ class Reads:
         self._unanswered.pop(context, None)
         self._waiting.pop(context, None)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a question has been answered by an index that was not applied yet."""
+        return bool(self._waiting)
+
     def ripe(self, applied: int) -> list[int]:
         """The questions whose answers are applied now; they are done with."""
         ripe = [context for context, index in self._waiting.items() if index <= applied]

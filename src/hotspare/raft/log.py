@@ -28,6 +28,9 @@ def size_bytes(entries: Sequence[Entry]) -> int:
     return sum([len(entry.payload) for entry in entries]) + ENTRY_OVERHEAD_BYTES * len(entries)
 
 
+CONFIGURATION = int(EntryKind.CONFIGURATION)
+
+
 class Log:
     __slots__ = (
         "_entries",
@@ -108,10 +111,12 @@ class Log:
 
     def entries(self, first: int, max_bytes: int, last: int | None = None) -> list[Entry]:
         """Entries from `first` on, up to `last`, of about `max_bytes`: at least one if there is one."""
-        assert first >= self.first_index, "compacted away"
+        assert first > self.mark.index, "compacted away"
         entries = self._entries
-        begin = first - self.first_index
-        limit = len(entries) if last is None else min(len(entries), last - self.mark.index)
+        begin = first - self.mark.index - 1
+        limit = (self.last_index if last is None else last) - self.mark.index
+        if limit == begin + 1:
+            return [entries[begin]]
         end, taken_bytes = begin, 0
         while end < limit:
             taken_bytes += len(entries[end].payload) + ENTRY_OVERHEAD_BYTES
@@ -170,7 +175,7 @@ class Log:
             self.last_index += 1
             assert entry.index == self.last_index, "entries follow each other without a gap"
             self.bytes += len(entry.payload) + ENTRY_OVERHEAD_BYTES
-            if entry.kind == EntryKind.CONFIGURATION:
+            if entry.kind == CONFIGURATION:
                 self.configurations[entry.index] = Configuration.decode(entry.payload)
                 self._configuration_changed()
         self._entries.extend(entries)
@@ -211,7 +216,7 @@ class Log:
 
     def take_unwritten(self) -> list[Entry]:
         """The entries to write next; they replace everything written from the first of them on."""
-        entries = self._entries[self.unwritten - self.first_index :]
+        entries = self._entries[self.unwritten - self.mark.index - 1 :]
         self.unwritten = self.last_index + 1
         return entries
 

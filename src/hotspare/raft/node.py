@@ -140,6 +140,11 @@ class Ready:
     """These followers need a snapshot; each is named once per need, until `snapshot_installed` or
     `_failed`."""
 
+    @property
+    def needs_work(self) -> bool:
+        """Whether anything is to be done in the store; else there is only something to be told."""
+        return bool(self.number or self.committed or self.snapshot is not None or self.snapshots_wanted)
+
 
 @dataclass(frozen=True, slots=True)
 class _Round:
@@ -160,8 +165,14 @@ class Node:
         timing: Timing,
         randrange: Callable[[int], int],
         now_ms: int,
+        *,
+        volatile: bool = False,
     ) -> None:
-        """A server as it starts, or comes back, with what it had written; `randrange(n)` yields 0 … n-1."""
+        """A server as it starts, or comes back, with what it had written; `randrange(n)` yields 0 … n-1.
+
+        A `volatile` one never comes back: whatever it promised ends with its process, so there is nothing to
+        write, and nothing waits for writes.
+        """
         self.id = id
         self.name = name
         self.log = log
@@ -171,6 +182,7 @@ class Node:
         self.role = Role.FOLLOWER
         self.leader: ServerId = NOBODY
         self._randrange = randrange
+        self._volatile = volatile
         self._now_ms = now_ms
         self._heard_ms = NEVER_MS
         self._lost: set[ServerId] = set()  # only ever asked for membership
@@ -198,6 +210,7 @@ class Node:
 
     def _forget_leading(self) -> None:
         """Whatever only a leader has, empty. `progress` has all servers of the configuration but this one."""
+        self.is_leader = False
         self.progress: dict[ServerId, Progress] = {}
         self._own_match = 0
         self._term_start = 0
@@ -212,10 +225,6 @@ class Node:
         self._replication_due = False
 
     # -- what others may know ------------------------------------------------------------------------------
-
-    @property
-    def is_leader(self) -> bool:
-        return self.role is Role.LEADER
 
     @property
     def is_voter(self) -> bool:
@@ -237,11 +246,11 @@ class Node:
     @property
     def has_committed_in_term(self) -> bool:
         """Whether this leader knows all that its predecessors committed (the paper, section 8)."""
-        return self.role is Role.LEADER and self.log.commit >= self._term_start
+        return self.is_leader and self.log.commit >= self._term_start
 
     @property
     def accepts_proposals(self) -> bool:
-        return self.role is Role.LEADER and self._transfer_to == NOBODY
+        return self.is_leader and self._transfer_to == NOBODY
 
     @property
     def may_change_configuration(self) -> bool:
@@ -263,13 +272,14 @@ class Node:
     @property
     def heard_ms(self) -> int:
         """When this server last heard from a current leader; a leader hears itself while a majority does."""
-        return self._confirmed_ms if self.role is Role.LEADER else self._heard_ms
+        return self._confirmed_ms if self.is_leader else self._heard_ms
 
     @property
     def next_deadline_ms(self) -> int:
         """When `tick` is needed next. Never far away: how late it comes tells a pause."""
-        deadline_ms = self._next_heartbeat_ms if self.role is Role.LEADER else self._election_deadline_ms
-        return min(deadline_ms, self._now_ms + self.timing.heartbeat_ms)
+        deadline_ms = self._next_heartbeat_ms if self.is_leader else self._election_deadline_ms
+        soon_ms = self._now_ms + self.timing.heartbeat_ms
+        return deadline_ms if deadline_ms < soon_ms else soon_ms
 
     def best_successor(self) -> ServerId:
         """The most up-to-date voter that this leader hears from, other than itself."""
@@ -289,7 +299,7 @@ class Node:
 
     def tick(self, now_ms: int) -> None:
         self._observe(now_ms)
-        if self.role is Role.LEADER:
+        if self.is_leader:
             self._tick_leader()
         elif now_ms >= self._election_deadline_ms:
             self._campaign()
@@ -298,7 +308,7 @@ class Node:
         absence_ms = now_ms - self._now_ms
         if absence_ms > 0:
             self._now_ms = now_ms
-            if absence_ms > self.timing.election_timeout_ms // 2:
+            if 2 * absence_ms > self.timing.election_timeout_ms:
                 self._notice_pause()
 
     def _notice_pause(self) -> None:
@@ -375,7 +385,8 @@ class Node:
     # -- messages ------------------------------------------------------------------------------------------
 
     def step(self, message: Message, now_ms: int) -> None:
-        self._observe(now_ms)
+        if now_ms > self._now_ms:
+            self._observe(now_ms)
         if message.receiver != self.id:
             return
         if message.sender in self._lost:
@@ -474,7 +485,7 @@ class Node:
         )
 
     def _hears_leader(self) -> bool:
-        if self.role is Role.LEADER:
+        if self.is_leader:
             return True
         return self.leader != NOBODY and self._now_ms - self._heard_ms < self.timing.election_timeout_ms
 
@@ -542,6 +553,7 @@ class Node:
         self.role = Role.LEADER
         self.leader = self.id
         self._forget_leading()
+        self.is_leader = True
         self._confirmed_ms = self._campaigned_ms
         self._term_start = self.log.last_index + 1
         self._follow_configuration()
@@ -578,7 +590,7 @@ class Node:
             return
         log.merge(previous, entries)
         matched = previous + len(entries)
-        self._learn_commit(min(message.commit, matched))
+        self._learn_commit(message.commit if message.commit < matched else matched)
         self._send_when_durable(AppendReply(self.id, message.sender, self.term, False, matched))
 
     def _reject(self, message: Append) -> None:
@@ -647,9 +659,8 @@ class Node:
 
     def _tell_commit(self, progress: Progress) -> None:
         """Tells the follower what it holds that is committed, unless an Append or a heartbeat did."""
-        held = min(self.log.commit, progress.match)
-        if progress.told_commit < held and progress.reachable:
-            progress.told_commit = held
+        if progress.is_behind_commit(self.log.commit):
+            held = progress.told_commit = min(self.log.commit, progress.match)
             self._send(Heartbeat(self.id, progress.id, self.term, held, round=0))
 
     def _hear(self, sender: ServerId) -> Progress | None:
@@ -666,15 +677,17 @@ class Node:
             self._own_match = message.index
             self._advance_commit(message.index)
             return
-        progress = self._hear(message.sender)
+        progress = self.progress.get(message.sender)
         if progress is None:
             return
-        self._replication_due = True
+        progress.heard(self._now_ms)
         if message.rejected:
             agreed = self.log.last_with_term_at_most(message.hint_term, message.hint_index)
             progress.rejected(message.index, agreed)
         else:
             self._acknowledge(progress, message.index)
+        if progress.may_send(self.log.last_index) or progress.is_behind_commit(self.log.commit):
+            self._replication_due = True
 
     def _acknowledge(self, progress: Progress, index: int) -> None:
         assert index <= self.log.last_index, "a follower holds more than its leader"
@@ -691,16 +704,16 @@ class Node:
         log = self.log
         if matched <= log.commit:
             return
-        index = committed_index([self._match_of(voter) for voter in log.voters])
+        progress, own = self.progress, self.id
+        index = committed_index(
+            [self._own_match if voter == own else progress[voter].match for voter in log.voters]
+        )
         if index > log.commit and index >= self._term_start:
             assert log.term_at(index) == self.term
             log.commit_to(index)
             self._replication_due = True
             if not self.is_voter and log.configuration_index() <= index:
                 self._leave()
-
-    def _match_of(self, voter: ServerId) -> int:
-        return self._own_match if voter == self.id else self.progress[voter].match
 
     def _leave(self) -> None:
         """The configuration without this server is committed: its work is done (the dissertation, 4.2.2)."""
@@ -850,36 +863,35 @@ class Node:
         """Forgets the entries up to `index`, which are applied; who needs them gets a snapshot."""
         self.log.compact(index)
 
-    def _hard_state_changed(self) -> bool:
-        return self.term != self._written_state.term or self.vote != self._written_state.vote
-
     def _has_unwritten(self) -> bool:
+        log, written = self.log, self._written_state
         return (
-            self.log.unwritten <= self.log.last_index
+            log.unwritten <= log.last_index
             or self._snapshot is not None
-            or self._hard_state_changed()
+            or self.term != written.term
+            or self.vote != written.vote
         )
 
     def has_ready(self) -> bool:
         return bool(
             self._messages
             or self._replication_due
-            or self._has_unwritten()
             or self.log.delivered < self.log.commit
+            or self._has_unwritten()
             or self._reads
             or self._chunks
             or self._chunk_replies
-            or self._read_round_due()
+            or (self._waiting_reads and self._read_round_due())
         )
 
     @property
     def has_untold_commit(self) -> bool:
         """Whether some follower does not know how much of what it holds is committed."""
         commit = self.log.commit
-        return any(
-            progress.reachable and progress.told_commit < min(commit, progress.match)
-            for progress in self.progress.values()
-        )
+        for progress in self.progress.values():
+            if progress.is_behind_commit(commit):
+                return True
+        return False
 
     def ready(self, *, tell_commit: bool = True) -> Ready:
         """Hands out what has to happen; the same thing never twice.
@@ -887,34 +899,49 @@ class Node:
         Without `tell_commit`, a commit index that no Append carries is not told yet (`has_untold_commit`):
         whoever drives the node may wait a moment for the next entries, which save that message.
         """
-        if self.role is Role.LEADER:
-            if self._read_round_due():
+        ready = Ready()
+        if self._has_unwritten():
+            self._hand_out_write(ready)
+        if self.is_leader:
+            if self._waiting_reads and self._read_round_due():
                 self._begin_round()
+            self._send_entries(tell_commit)
+        ready.messages, self._messages = self._messages, ready.messages
+        if self._reads:
+            ready.reads, self._reads = self._reads, ready.reads
+        if self._chunks:
+            ready.chunks, self._chunks = self._chunks, ready.chunks
+        if self._chunk_replies:
+            ready.chunk_replies, self._chunk_replies = self._chunk_replies, ready.chunk_replies
+        if self._snapshots_wanted:
+            ready.snapshots_wanted, self._snapshots_wanted = self._snapshots_wanted, ready.snapshots_wanted
+        if self.log.delivered < self.log.commit:
+            ready.committed = self.log.take_committed(MAX_APPLY_BYTES)
+        return ready
+
+    def _send_entries(self, tell_commit: bool) -> None:
+        if self._replication_due:
             self._replication_due = False
             for progress in self.progress.values():
                 self._replicate(progress)
-                if tell_commit:
-                    self._tell_commit(progress)
-        ready = Ready(messages=self._messages, reads=self._reads)
-        ready.chunks, ready.chunk_replies = self._chunks, self._chunk_replies
-        ready.snapshots_wanted = self._snapshots_wanted
-        self._messages, self._reads, self._chunks, self._chunk_replies = [], [], [], []
-        self._snapshots_wanted = []
-        if self._has_unwritten():
-            self._hand_out_write(ready)
-        ready.committed = self.log.take_committed(MAX_APPLY_BYTES)
-        return ready
+        if tell_commit:
+            for progress in self.progress.values():
+                self._tell_commit(progress)
 
     def _hand_out_write(self, ready: Ready) -> None:
         self._write_number += 1
-        ready.number = self._write_number
-        if self._hard_state_changed():
+        if self.term != self._written_state.term or self.vote != self._written_state.vote:
             self._written_state = ready.hard_state = HardState(self.term, self.vote)
         ready.snapshot, self._snapshot = self._snapshot, None
-        ready.append = self.log.take_unwritten()
-        if ready.append and self.role is Role.LEADER:
+        append = self.log.take_unwritten()
+        if append and self.is_leader:
             own = AppendReply(self.id, self.id, self.term, False, self.log.last_index)
             self._held.append((self._write_number, own))
+        if self._volatile:
+            ready.hard_state = None
+            self.persisted(self._write_number)
+        else:
+            ready.number, ready.append = self._write_number, append
 
 
 def refuse_unsafe_change(old: Configuration, new: Configuration) -> None:

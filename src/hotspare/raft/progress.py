@@ -90,12 +90,15 @@ class Progress:
         if not self.reachable:
             return False
         if self.state is State.REPLICATE:
-            return self.next <= last_index and not self.is_full
+            if self.next > last_index:
+                return False
+            return len(self.in_flight) < MAX_IN_FLIGHT_APPENDS and self.in_flight_bytes < MAX_IN_FLIGHT_BYTES
         return self.state is State.PROBE and self.match < last_index and self.waiting_since_ms is None
 
-    @property
-    def is_full(self) -> bool:
-        return len(self.in_flight) >= MAX_IN_FLIGHT_APPENDS or self.in_flight_bytes >= MAX_IN_FLIGHT_BYTES
+    def is_behind_commit(self, commit: int) -> bool:
+        """Whether it could be told of more that is committed and that it holds."""
+        told = self.told_commit
+        return told < commit and told < self.match and self.reachable
 
     def sent(self, entries: Sequence[Entry], commit: int, now_ms: int) -> None:
         if self.waiting_since_ms is None:
@@ -103,7 +106,9 @@ class Progress:
         if self.state is State.REPLICATE:
             last, sent_bytes = entries[-1].index, size_bytes(entries)
             self.next = last + 1
-            self.told_commit = max(self.told_commit, min(commit, last))
+            told = commit if commit < last else last
+            if told > self.told_commit:
+                self.told_commit = told
             self.in_flight.append((last, sent_bytes))
             self.in_flight_bytes += sent_bytes
 
@@ -119,12 +124,13 @@ class Progress:
         while self.in_flight and self.in_flight[0][0] <= index:
             self.in_flight_bytes -= self.in_flight.popleft()[1]
         self.waiting_since_ms = now_ms if self.in_flight else None
-        is_news = index >= self.match
-        self.match = max(self.match, index)
-        if self.state is State.PROBE and is_news:
-            self.state = State.REPLICATE
+        if index >= self.match:
+            self.match = index
+            if self.state is State.PROBE:
+                self.state = State.REPLICATE
+                self.next = index + 1
+        if self.next <= self.match:
             self.next = self.match + 1
-        self.next = max(self.next, self.match + 1)
 
     def rejected(self, index: int, agreed: int) -> None:
         """The follower's log does not match at `index`; it may at `agreed`."""

@@ -99,6 +99,10 @@ class SnapshotReader(Protocol):
 
 
 class Store(Protocol):
+    @property
+    def volatile(self) -> bool:
+        """Whether it ends with its process: then nobody ever reads the log in it, and none is kept there."""
+
     def begin(self) -> Transaction: ...
 
     def get(self, id: bytes, /) -> bytes | None:

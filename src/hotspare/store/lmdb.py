@@ -86,6 +86,8 @@ def current_boot_id() -> str:
 class LmdbStore:
     """See the module's docstring, and `hotspare.store` for the contract."""
 
+    volatile = False
+
     def __init__(self, path: Path, environment: lmdb.Environment, owner: int) -> None:
         self.path = path
         self._environment = environment

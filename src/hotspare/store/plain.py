@@ -260,13 +260,16 @@ class PlainStore:
     get: Callable[[bytes], bytes | None]
     """The dictionary's own; another one after a snapshot was installed, so do not keep it."""
 
-    def __init__(self, *, undo: bool = False) -> None:
+    def __init__(self, *, undo: bool = False, volatile: bool = False) -> None:
+        """`volatile`: no other node will be given this store after the one that has it now."""
+        self.volatile = volatile
         self._undo = _UndoLog() if undo else None
         self._node = self._new_space()
         self._log = self._new_space()
         self._in_transaction = False
         self._failed = False
         self._use(self._new_copy(), self._new_copy())
+        self._transaction = PlainTransaction(self)
 
     def begin(self) -> PlainTransaction:
         if self._failed:
@@ -275,7 +278,8 @@ class PlainStore:
             )
         assert not self._in_transaction, "transactions do not overlap"
         self._in_transaction = True
-        return PlainTransaction(self)
+        self._begun_with = (self._copy, self._staged)
+        return self._transaction
 
     def ids(self) -> list[bytes]:
         return sorted(self._copy.sessions)
@@ -311,16 +315,18 @@ class PlainStore:
         self._staged = staged
         self.get = copy.sessions.get
 
-    def _take_back(self, copy: _Copy, staged: _Copy) -> None:
+    def _take_back(self) -> None:
         if self._undo is None:
             self._failed = True
         else:
             self._undo.take_back()
-            self._use(copy, staged)
+            self._use(*self._begun_with)
 
 
 class PlainTransaction:
-    __slots__ = ("_begun_with", "_store", "expiry", "log", "node", "sessions", "table")
+    """The only one, again and again: transactions do not overlap."""
+
+    __slots__ = ("_store", "expiry", "log", "node", "sessions", "table")
 
     node: PlainSpace
     log: PlainSpace
@@ -330,7 +336,6 @@ class PlainTransaction:
 
     def __init__(self, store: PlainStore) -> None:
         self._store = store
-        self._begun_with = (store._copy, store._staged)
         self.node = store._node
         self.log = store._log
         self._see(store._copy)
@@ -360,7 +365,8 @@ class PlainTransaction:
 
     def abort(self) -> None:
         self._store._in_transaction = False
-        self._store._take_back(*self._begun_with)
+        self._store._take_back()
+        self._see(self._store._copy)
 
     def _see(self, copy: _Copy) -> None:
         self.table = copy.table
