@@ -387,27 +387,33 @@ class Replica:
     # --- outputs ----------------------------------------------------------------------------------------
 
     @property
-    def has_untold_commit(self) -> bool:
-        """Whether the others are to be told soon (`work` without patience) what is committed."""
-        return self.node is not None and self.node.has_untold_commit
+    def has_postponed(self) -> bool:
+        """Whether patience has left anything undone: to be done soon by `work` without it."""
+        node = self.node
+        return node is not None and (node.log.delivered < node.log.commit or node.has_postponed)
 
     def work(self, now: Now, *, patience: bool = False) -> Work | None:
-        """The next group commit, or None when there is nothing to do just now. With `patience`, what is
-        committed is not told to the others unless entries leave for them anyway."""
+        """The next group commit, or None when there is nothing to do just now. With `patience`, what nobody
+        waits for is left for later: see `raft.node`; and a follower that need not write applies later."""
         self._now = self._outbox.now = now
         node = self.node
         if node is None:
             return None
         if self._proposals or self._enrolments:
             self._propose(node)
-        while node.has_ready() or (not patience and node.has_untold_commit):
-            ready = node.ready(tell_commit=not patience)
+        apply = not patience or self._applies_at_once(node)
+        while node.has_ready(patience=patience, apply=apply):
+            ready = node.ready(patience=patience, apply=apply)
             self._take_ready(node, ready)
             staged = self._take_chunks(ready.chunks) if ready.chunks else []
             compacted = self._compact(node)
             if ready.needs_work or staged or compacted is not None:
                 return Work(self.store, self.table, ready, staged, compacted)
         return None
+
+    def _applies_at_once(self, node: Node) -> bool:
+        """Where entries are written, applying them with the same transaction is cheaper than by themselves."""
+        return node.is_leader or not self.store.volatile or bool(self._relay) or self._reads.is_waiting
 
     @property
     def has_outputs(self) -> bool:
@@ -419,7 +425,8 @@ class Replica:
             or self._outbox
             or self._events
             or self._operations.has_done
-            or (node is not None and (node.has_ready() or node.log.configuration is not self._dialled))
+            or (node is not None and node.log.configuration is not self._dialled)
+            or (node is not None and node.has_ready(patience=True))
         )
 
     def finish(self, work: Work, now: Now) -> None:

@@ -59,10 +59,10 @@ class ProcessDied(BaseException):
 
 
 class CrashingStore(PlainStore):
-    """A store that outlives its process, which may die just before a commit."""
+    """A store that outlives its process, which may die just before a commit; unless it is volatile."""
 
-    def __init__(self) -> None:
-        super().__init__(undo=True)
+    def __init__(self, *, volatile: bool) -> None:
+        super().__init__(undo=True, volatile=volatile)
         self.is_doomed = False
         self._doomed: _DoomedTransaction | None = None
 
@@ -103,7 +103,9 @@ class SimulatedNode:
         self.name = name
         self.clock = clock
         self.storage = storage
-        self.store = CrashingStore()
+        self.is_volatile = world.scenario.is_volatile
+        """Its state ends with its process."""
+        self.store = CrashingStore(volatile=self.is_volatile)
         self.replica: Replica | None = None
         self._last_raft: Node | None = None
         self.life = 0
@@ -113,6 +115,7 @@ class SimulatedNode:
         self._world = world
         self._scheduler = world.scheduler
         self._random = world.scheduler.stream(f"node {name}")
+        self._patience = world.scheduler.stream(f"patience {name}")
         self._inbox: list[Callable[[], None]] = []
         self._work: Work | None = None
         self._is_performed = False
@@ -191,12 +194,12 @@ class SimulatedNode:
                 timer.cancel()
         self._turn_timer = self._tick_timer = None
         if not keep_state:
-            self.store = CrashingStore()
+            self.store = CrashingStore(volatile=self.is_volatile)
             self._last_raft = None
         self._world.process_died(self, replica.id)
 
     def crash_at_next_commit(self) -> None:
-        self.store.is_doomed = self.is_up
+        self.store.is_doomed = self.is_up and not self.is_volatile
 
     def pause(self) -> None:
         if self.replica is not None and not self.is_paused:
@@ -310,14 +313,14 @@ class SimulatedNode:
         if self._turn_timer is None and self.replica is not None:
             self._turn_timer = self._scheduler.after(0, self._turn)
 
-    def _turn(self) -> None:
+    def _turn(self, *, patience: bool = True) -> None:
         self._turn_timer = None
         if self.replica is None or self.is_paused:
             return
         for client in self.local_clients:
             client.flush()
         try:
-            self._commit_groups()
+            self._commit_groups(patience and self._patience.random() < 0.8)
         except ProcessDied:
             self._die_and_restart()
             return
@@ -326,12 +329,19 @@ class SimulatedNode:
         self._world.after_step(self)
         self._dispatch()
         self._arm_tick()
+        if self._replica is not None and self._replica.has_postponed:
+            self._scheduler.after(1, self._catch_up)
 
-    def _commit_groups(self) -> None:
-        while self._work is None and (work := self._replica.work(self.now)) is not None:
+    def _catch_up(self) -> None:
+        """What nobody waited for has waited long enough."""
+        if self.replica is not None and not self.is_paused and self.replica.has_postponed:
+            self._turn(patience=False)
+
+    def _commit_groups(self, patience: bool) -> None:
+        while self._work is None and (work := self._replica.work(self.now, patience=patience)) is not None:
             self._send_out()
             self._work, self._is_performed = work, False
-            delay_ms = self.storage.delay_ms()
+            delay_ms = 0 if self.is_volatile else self.storage.delay_ms()
             if delay_ms:
                 self._scheduler.after(delay_ms, partial(self._when_current, work, self._write))
             else:

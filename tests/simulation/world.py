@@ -73,6 +73,8 @@ class Scenario:
     """How often a server dies just after it has voted."""
     one_primary_from_ms: int | None = None
     """From then on until the faults stop nobody may be elected."""
+    is_volatile: bool = False
+    """Whether the state of the nodes ends with their processes."""
 
     @staticmethod
     def draw(random: Random) -> Scenario:
@@ -106,6 +108,7 @@ class Scenario:
             },
         )
         scenario.faults = draw_plan(random, nodes, 300, chaos_ms)
+        scenario.is_volatile = random.random() < 0.25
         return scenario
 
 
@@ -342,7 +345,10 @@ class World:
     def crash(self, node: SimulatedNode, *, keep_state: bool, down_ms: int) -> None:
         if not node.is_up or self.is_healed:
             return
-        node.crash(keep_state=keep_state or not self._may_lose(node))
+        loses = (node.is_volatile or not keep_state) and self._may_lose(node)
+        if node.is_volatile and not loses:
+            return
+        node.crash(keep_state=not loses)
         self.scheduler.after(down_ms, node.start)
 
     def restart_soon(self, node: SimulatedNode) -> None:
@@ -527,6 +533,10 @@ def _term(node: SimulatedNode) -> int:
 
 
 def _rows(node: SimulatedNode) -> list[Row]:
+    assert node.replica is not None
+    transaction = node.store.begin()  # a volatile copy writes some rows only when they are asked for
+    node.replica.table.save(transaction)
+    transaction.commit()
     reader = node.store.snapshot()
     rows: list[Row] = []
     while part := reader.read(1 << 20):

@@ -60,6 +60,8 @@ logger = logging.getLogger("hotspare.cluster")
 INCARNATION_BYTES = 16
 MAX_TURN_MS = 20
 """After so long the loop gets a chance to read and send before more is applied."""
+PATIENCE_S = 0.001
+"""So long may wait what nobody needs at once (see `Replica.work`): the next write often carries it along."""
 FLUSH_PAUSE_MS = 1
 """Between two questions whether a slow copy shows everything by now."""
 MAX_RECORDS = 1000
@@ -103,7 +105,7 @@ class ClusterNode:
         self._reads = LocalReads(store, self._not_fresh)
         self.read_local = self._reads.read
         self._is_pump_scheduled = False
-        self._is_telling_commit = False
+        self._is_catching_up = False
         self._is_stopping = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
@@ -466,24 +468,20 @@ class ClusterNode:
             self._is_pump_scheduled = True
             self._loop.call_soon(self._pump)
 
-    def _pump(self, *, patience: bool = True) -> None:
+    def _pump(self, now: Now | None = None, *, patience: bool = True) -> None:
         """Does everything that follows from the inputs so far."""
         self._is_pump_scheduled = False
         if self._replica is None or self.failed.done():  # after a failed group commit, nothing may follow
             return
         try:
-            self._turn(clocks.now(), patience=patience)
+            self._turn(now or clocks.now(), patience=patience)
         except Exception as exc:
             self._fail(exc)
 
-    def _tell_commit(self, postponed: bool) -> None:
-        """What is committed is told to the others at once, but after the callers: the next write of one who
-        waited for this one carries it along."""
-        if postponed:
-            self._loop.call_soon(self._tell_commit, False)
-            return
-        self._is_telling_commit = False
-        if self._replica is not None and self._replica.has_untold_commit:
+    def _catch_up(self) -> None:
+        """What nobody waited for has waited long enough."""
+        self._is_catching_up = False
+        if self._replica is not None and self._replica.has_postponed:
             self._pump(patience=False)
 
     def _turn(self, now: Now, *, patience: bool) -> None:
@@ -504,9 +502,9 @@ class ClusterNode:
             self._dispatch(events)
         if self._watchers:
             self._notify_watchers()
-        if not self._is_telling_commit and replica.has_untold_commit:
-            self._is_telling_commit = True
-            self._loop.call_soon(self._tell_commit, True)
+        if not self._is_catching_up and replica.has_postponed:
+            self._is_catching_up = True
+            self._loop.call_later(PATIENCE_S, self._catch_up)
         self._arm_timer(replica, now)
 
     def _fresh_until(self, replica: Replica) -> int:
@@ -696,8 +694,12 @@ class ClusterNode:
             replica.receive(name, envelope, now)
         if replica.is_leader:
             self._note_acknowledged(name, replica)
-        if not self._is_pump_scheduled and replica.has_outputs:
-            self._schedule()
+        if self._is_pump_scheduled or not replica.has_outputs:
+            return
+        if replica.is_leader:
+            self._schedule()  # the others' answers may come in the same turn of the loop
+        else:
+            self._pump(now)
 
     def _note_acknowledged(self, name: str, replica: Replica) -> None:
         assert replica.node is not None

@@ -12,6 +12,12 @@ same index, and may have the same term, as one whose write has just completed. A
 own copy of the log count by the same rule: they are messages to itself. A leader sends entries while it
 still writes them.
 
+Patience. Whoever drives a node may wait a moment for company: what nobody needs at once is then postponed,
+and leaves with what comes next. A commit index travels with the next entries; and entries go at once to the
+*vanguard* alone, the quickest followers that make a majority (such leaders have been called thrifty: Moraru,
+Andersen, Kaminsky, "There is more consensus in egalitarian parliaments", SOSP 2013), to the others in larger
+Appends. A moment without patience, and everybody has everything.
+
 Beyond the paper, from the dissertation: pre-vote (9.6), check-quorum (6.2), leadership transfer (3.10),
 changes of one server at a time (chapter 4), reads by index (6.4). Two things are particular to this
 implementation:
@@ -223,6 +229,8 @@ class Node:
         self._transfer_deadline_ms = 0
         self._snapshots_wanted: list[ServerId] = []
         self._replication_due = False
+        self._vanguard: list[Progress] = []
+        self._has_left_out = False
 
     # -- what others may know ------------------------------------------------------------------------------
 
@@ -373,6 +381,7 @@ class Node:
 
     def _lose_follower(self, id: ServerId) -> None:
         self.progress[id].lost()
+        self._choose_vanguard()
         if self._transfer_to == id:
             self._transfer_to = NOBODY
         self._check_quorum()
@@ -565,6 +574,7 @@ class Node:
         """Keeps `progress` to the servers of the acting configuration; what is known of them stays."""
         others = [member.id for member in self.log.configuration.servers if member.id != self.id]
         self.progress = {id: self.progress.get(id) or self._new_progress(id) for id in others}
+        self._choose_vanguard()
 
     def _new_progress(self, id: ServerId) -> Progress:
         return Progress(id, self.log.last_index + 1, self._now_ms, reachable=id not in self._lost)
@@ -730,6 +740,7 @@ class Node:
     def _begin_round(self) -> None:
         """A heartbeat to everyone. A majority that answers it proves that there was no other leader when it
         began, so reads that were waiting then may be answered."""
+        self._choose_vanguard()
         contexts: list[int] = []
         if self.has_committed_in_term:
             contexts, self._waiting_reads = self._waiting_reads, contexts
@@ -872,40 +883,41 @@ class Node:
             or self.vote != written.vote
         )
 
-    def has_ready(self) -> bool:
+    def has_ready(self, *, patience: bool = False, apply: bool = True) -> bool:
+        log = self.log
         return bool(
             self._messages
             or self._replication_due
-            or self.log.delivered < self.log.commit
+            or (apply and log.delivered < log.commit)
             or self._has_unwritten()
             or self._reads
             or self._chunks
             or self._chunk_replies
             or (self._waiting_reads and self._read_round_due())
+            or (not patience and self.has_postponed)
         )
 
     @property
-    def has_untold_commit(self) -> bool:
-        """Whether some follower does not know how much of what it holds is committed."""
+    def has_postponed(self) -> bool:
+        """Whether some follower was not sent all that it could have: entries, or what is committed."""
+        if self._has_left_out:
+            return True
         commit = self.log.commit
         for progress in self.progress.values():
             if progress.is_behind_commit(commit):
                 return True
         return False
 
-    def ready(self, *, tell_commit: bool = True) -> Ready:
-        """Hands out what has to happen; the same thing never twice.
-
-        Without `tell_commit`, a commit index that no Append carries is not told yet (`has_untold_commit`):
-        whoever drives the node may wait a moment for the next entries, which save that message.
-        """
+    def ready(self, *, patience: bool = False, apply: bool = True) -> Ready:
+        """Hands out what has to happen; the same thing never twice. For `patience`, see the module; with
+        `apply` false, nothing committed is handed out now."""
         ready = Ready()
         if self._has_unwritten():
             self._hand_out_write(ready)
         if self.is_leader:
             if self._waiting_reads and self._read_round_due():
                 self._begin_round()
-            self._send_entries(tell_commit)
+            self._send_entries(patience)
         ready.messages, self._messages = self._messages, ready.messages
         if self._reads:
             ready.reads, self._reads = self._reads, ready.reads
@@ -915,18 +927,33 @@ class Node:
             ready.chunk_replies, self._chunk_replies = self._chunk_replies, ready.chunk_replies
         if self._snapshots_wanted:
             ready.snapshots_wanted, self._snapshots_wanted = self._snapshots_wanted, ready.snapshots_wanted
-        if self.log.delivered < self.log.commit:
+        if apply and self.log.delivered < self.log.commit:
             ready.committed = self.log.take_committed(MAX_APPLY_BYTES)
         return ready
 
-    def _send_entries(self, tell_commit: bool) -> None:
+    def _send_entries(self, patience: bool) -> None:
         if self._replication_due:
             self._replication_due = False
+            self._has_left_out = True
+            for progress in self._vanguard:
+                self._replicate(progress)
+        if patience:
+            return
+        if self._has_left_out:
+            self._has_left_out = False
             for progress in self.progress.values():
                 self._replicate(progress)
-        if tell_commit:
-            for progress in self.progress.values():
-                self._tell_commit(progress)
+        for progress in self.progress.values():
+            self._tell_commit(progress)
+
+    def _choose_vanguard(self) -> None:
+        """As many as make a majority with this leader; all, if so many cannot be relied on."""
+        voters = self.log.voters
+        needed = majority(len(voters)) - (self.id in voters)
+        followers = [self.progress[voter] for voter in voters if voter in self.progress]
+        quick = [each for each in followers if each.active and each.state is State.REPLICATE]
+        quick.sort(key=lambda progress: progress.match, reverse=True)
+        self._vanguard = quick[:needed] if len(quick) >= needed else list(self.progress.values())
 
     def _hand_out_write(self, ready: Ready) -> None:
         self._write_number += 1
