@@ -733,9 +733,7 @@ class _Origin:
                 table.pop(_RUN_KEY.pack(b"r", self.id, first))
 
     def save(self, table: Space) -> None:
-        table[_ORIGIN_KEY.pack(b"o", self.id)] = _ORIGIN.pack(
-            self.last, self.seen, self.active_ms, self.rank
-        )
+        table[_ORIGIN_KEY.pack(b"o", self.id)] = _ORIGIN.pack(self.last, self.seen, self.active_ms, self.rank)
         for first in reversed(self._runs):
             if first < self._unsaved:
                 break

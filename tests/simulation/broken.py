@@ -187,10 +187,14 @@ def a_learner_is_counted_as_a_voter() -> AbstractContextManager[object]:
     return changed(
         Node,
         "_advance_commit",
-        "committed_index([self._match_of(voter) for voter in log.voters])",
-        "sorted([self._own_match, *(each.match for each in self.progress.values())])"
-        "[-majority(len(log.voters))]",
+        "[self._own_match if voter == own else progress[voter].match for voter in log.voters]",
+        "[sorted([self._own_match, *(each.match for each in progress.values())])[-majority(len(log.voters))]]",
     )
+
+
+@bug(within=10)
+def who_is_not_in_the_vanguard_gets_nothing() -> AbstractContextManager[object]:
+    return changed(Node, "_send_entries", "self._has_left_out = True", "pass")
 
 
 @bug(within=60, scenario=directed.deposed_leaders)
@@ -303,8 +307,8 @@ def sessions_expire_by_the_local_clock() -> AbstractContextManager[object]:
         changed(
             Table,
             "_advance",
-            "max(self.stamp_ms, stamp_ms)",
-            "max(self.stamp_ms, _local_clock[0])",
+            "if stamp_ms > self.stamp_ms:",
+            "stamp_ms = _local_clock[0]\n    if stamp_ms > self.stamp_ms:",
             _local_clock=clock,
         ),
     )

@@ -281,9 +281,9 @@ def late_writes(seed: int) -> Scenario:
 
 def expiring_crowds(seed: int) -> Scenario:
     scenario, random = _base(seed)
-    scenario.limits[hotspare.table, "PRUNE_PER_BATCH"] = 2
-    scenario.workload.ttls_ms = (400, 1500)
-    scenario.faults = _every(random, 400, "a crowd", lambda world: world.store_crowd(20, 300))
+    scenario.limits[hotspare.table, "PRUNE_PER_BATCH"] = 1
+    scenario.workload.ttls_ms = (100, 400)
+    scenario.faults = _every(random, 400, "a crowd", lambda world: world.store_crowd(60, 100))
     return scenario
 
 
