@@ -26,7 +26,6 @@ from hotspare.protocol.messages import (
     Founding,
     FoundingReply,
     Introduction,
-    Message,
     OperationReply,
     OperationRequest,
     ReadReply,
@@ -412,7 +411,7 @@ class Replica:
         return None
 
     def _applies_at_once(self, node: Node) -> bool:
-        """Where entries are written, applying them with the same transaction is cheaper than by themselves."""
+        """Where entries are written, it is cheaper to apply others in the same transaction."""
         return node.is_leader or not self.store.volatile or bool(self._relay) or self._reads.is_waiting
 
     @property

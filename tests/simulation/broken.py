@@ -188,7 +188,8 @@ def a_learner_is_counted_as_a_voter() -> AbstractContextManager[object]:
         Node,
         "_advance_commit",
         "[self._own_match if voter == own else progress[voter].match for voter in log.voters]",
-        "[sorted([self._own_match, *(each.match for each in progress.values())])[-majority(len(log.voters))]]",
+        "sorted([self._own_match, *(each.match for each in progress.values())])"
+        "[-majority(len(log.voters)) :][:1]",
     )
 
 

@@ -329,7 +329,7 @@ class SimulatedNode:
         self._world.after_step(self)
         self._dispatch()
         self._arm_tick()
-        if self._replica is not None and self._replica.has_postponed:
+        if self.is_up and self._replica.has_postponed:
             self._scheduler.after(1, self._catch_up)
 
     def _catch_up(self) -> None:

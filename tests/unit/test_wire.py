@@ -119,7 +119,7 @@ def test_a_frame_of_impossible_size_is_not_sent(size):
 
 
 def test_frames_can_be_taken_one_at_a_time(inbound):
-    stream = b"".join(with_headers([b"a", b"b", b"c"]))
+    stream = with_headers([b"a", b"b", b"c"])
     inbound.room()[: len(stream)] = stream
     inbound.received(len(stream))
     assert inbound.take_frames(at_most=1) == [b"a"]
@@ -127,7 +127,7 @@ def test_frames_can_be_taken_one_at_a_time(inbound):
 
 
 def test_a_farewell_ends_the_stream_and_says_why(inbound):
-    stream = b"".join(with_headers([b"last"])) + encode_farewell(FAREWELL)
+    stream = with_headers([b"last"]) + encode_farewell(FAREWELL)
     received = [frame for byte in stream for frame in feed(inbound, bytes([byte]))]
     assert received == [b"last"]
     assert inbound.farewell == FAREWELL

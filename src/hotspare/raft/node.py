@@ -903,10 +903,7 @@ class Node:
         if self._has_left_out:
             return True
         commit = self.log.commit
-        for progress in self.progress.values():
-            if progress.is_behind_commit(commit):
-                return True
-        return False
+        return any(progress.is_behind_commit(commit) for progress in self.progress.values())
 
     def ready(self, *, patience: bool = False, apply: bool = True) -> Ready:
         """Hands out what has to happen; the same thing never twice. For `patience`, see the module; with
