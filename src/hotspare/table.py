@@ -408,7 +408,7 @@ class Table:
 
     def prune_due(self, store: Store, stamp_ms: int) -> bool:
         """Whether a batch without commands, of that stamp, would have something to prune."""
-        return self._origins.due(stamp_ms) or store.due_count(stamp_ms) > 0
+        return self._origins.due(stamp_ms) or store.due_count(stamp_ms, at_most=1) > 0
 
     def apply(self, txn: Transaction, index: int, term: int, kind: int, payload: bytes) -> list[Outcome]:
         """Runs one committed entry. The outcomes are those of its groups, in order, or of its registration.

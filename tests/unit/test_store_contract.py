@@ -339,6 +339,7 @@ def test_due_count_counts_what_is_expired_and_not_pruned(store):
         txn.expiry.add(*pair)
     txn.commit()
     assert [store.due_count(now_ms) for now_ms in (4, 5, 65_535, 65_536, EVER)] == [0, 2, 2, 3, 5]
+    assert [store.due_count(EVER, at_most=limit) for limit in (0, 1, 4, 9)] == [0, 1, 4, 5]
     txn = store.begin()
     for expires_at_ms, id in txn.expiry.due(EVER, 3):
         txn.expiry.discard(expires_at_ms, id)

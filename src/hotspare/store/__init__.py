@@ -27,6 +27,8 @@ Row = tuple[str, bytes, bytes]
 EXPIRY_BYTES: Final = 8
 """So many bytes at the beginning of a record are its expires_at_ms, big-endian."""
 
+NO_LIMIT: Final = 1 << 62
+
 MAX_KEY_BYTES: Final = 500
 """Keys have between one byte and this many."""
 
@@ -114,8 +116,8 @@ class Store(Protocol):
     def records(self, after: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """At most `limit` sessions in id order, from the first id greater than `after` on; any thread."""
 
-    def due_count(self, now_ms: int) -> int:
-        """How many sessions are expired at `now_ms` and not pruned yet; any thread."""
+    def due_count(self, now_ms: int, at_most: int = NO_LIMIT) -> int:
+        """How many sessions are expired at `now_ms` and not pruned yet, counted up to `at_most`; any thread."""
 
     def snapshot(self) -> SnapshotReader:
         """Opens a reader, between two transactions. It is to be closed, and before the store is."""

@@ -40,7 +40,7 @@ from urllib.parse import quote
 import lmdb
 
 from hotspare.errors import ForkedProcess, StoreCorrupt, StoreError, StoreForeign, StoreFull, StoreInUse
-from hotspare.store import EXPIRY_BYTES, Row, take_rows
+from hotspare.store import EXPIRY_BYTES, NO_LIMIT, Row, take_rows
 
 FORMAT: Final = 1
 """Of the directory and the databases. A newer one is refused."""
@@ -177,14 +177,14 @@ class LmdbStore:
                 return []
             return list(islice(cursor.iternext(), limit))
 
-    def due_count(self, now_ms: int) -> int:
+    def due_count(self, now_ms: int, at_most: int = NO_LIMIT) -> int:
         if now_ms < self._quiet_until_ms:
             return 0
         end = (now_ms + 1).to_bytes(EXPIRY_BYTES, "big")
         with self._reading() as (txn, current), txn.cursor(current.expiry) as cursor:
             count = 0
             for key in cursor.iternext(keys=True, values=False):
-                if key >= end:
+                if key >= end or count == at_most:
                     break
                 count += 1
             return count

@@ -27,7 +27,7 @@ from itertools import chain
 from typing import Final
 
 from hotspare.errors import StoreError
-from hotspare.store import EXPIRY_BYTES, Row, take_rows
+from hotspare.store import EXPIRY_BYTES, NO_LIMIT, Row, take_rows
 
 Watcher = Callable[[bytes, bytes | None], None]
 """Told the key and its old value (None: absent) before each write."""
@@ -36,6 +36,7 @@ BUCKET_BITS: Final = 16
 """A bucket spans 2**16 ms. An empty one costs some 300 bytes, and two weeks hold 18 000 of them."""
 
 _NEVER: Final = 1 << 64
+_NO_BUCKET: Final[dict[int, bytes | dict[bytes, bytes]]] = {}
 
 
 class PlainSpace(dict[bytes, bytes]):
@@ -158,17 +159,17 @@ class TimeBuckets:
             at += 1
         return due
 
-    def due_count(self, now_ms: int) -> int:
+    def due_count(self, now_ms: int, at_most: int = NO_LIMIT) -> int:
         if now_ms < self._quiet_until_ms:
             return 0
-        numbers = [number for number in self._buckets.copy() if number <= now_ms >> BUCKET_BITS]
-        buckets = [bucket.copy() for bucket in map(self._buckets.get, numbers) if bucket is not None]
-        return sum(
-            len(group) if isinstance(group, dict) else 1
-            for bucket in buckets
-            for expires_at_ms, group in bucket.items()
-            if expires_at_ms <= now_ms
-        )
+        count = 0
+        for number in [number for number in self._buckets.copy() if number <= now_ms >> BUCKET_BITS]:
+            for expires_at_ms, group in self._buckets.get(number, _NO_BUCKET).copy().items():
+                if count >= at_most:
+                    return at_most
+                if expires_at_ms <= now_ms:
+                    count += len(group) if isinstance(group, dict) else 1
+        return min(count, at_most)
 
     def _note_moment(self, number: int, expires_at_ms: int) -> None:
         if expires_at_ms < self._quiet_until_ms:
@@ -290,8 +291,8 @@ class PlainStore:
         records = [(id, sessions.get(id)) for id in ids]
         return [(id, record) for id, record in records if record is not None]
 
-    def due_count(self, now_ms: int) -> int:
-        return self._copy.expiry.due_count(now_ms)
+    def due_count(self, now_ms: int, at_most: int = NO_LIMIT) -> int:
+        return self._copy.expiry.due_count(now_ms, at_most)
 
     def snapshot(self) -> PlainSnapshot:
         assert not self._in_transaction, "a snapshot shows what is committed"
