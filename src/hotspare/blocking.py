@@ -54,6 +54,7 @@ class SessionReplicator:
         """The process in which the portal was made."""
         self._read_local = self._async.engine.read_local
         self._has_copy = self._async.engine.has_copy
+        self._keyring = self._async.keyring
         _replicators.add(self)
 
     # --- life -------------------------------------------------------------------------------------------
@@ -166,14 +167,15 @@ class SessionReplicator:
 
     def get_session(self, id: str, *, read: Read = "local") -> dict[str, Any] | None:
         if read == "local" and self._has_copy:
-            record = self._read_local(check_id(id))
-            return None if record is None else decode_record(record)
+            key = check_id(id)
+            record = self._read_local(key)
+            return None if record is None else decode_record(record, key, self._keyring)
         return self._run(self._async.get_session(id, read=read))
 
     def get_session_record(self, id: str, *, read: Read = "local") -> Session | None:
         if read == "local" and self._has_copy:
             record = self._read_local(check_id(id))
-            return None if record is None else session_of(id, record)
+            return None if record is None else session_of(id, record, self._keyring)
         return self._run(self._async.get_session_record(id, read=read))
 
     def get_all_sessions(self) -> list[str]:

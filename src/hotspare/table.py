@@ -42,6 +42,8 @@ from msgspec import Meta
 
 from hotspare.errors import ProtocolError, StoreCorrupt
 from hotspare.session import (
+    ENCRYPTED,
+    HEADER_BYTES,
     MAX_ID_BYTES,
     MAX_TTL_MS,
     data_checksum,
@@ -148,11 +150,19 @@ class Patch(_Command, tag=3):
 
 
 class Rotate(_Command, tag=4):
-    """Gives a session a new id and a new version; data and expiry stay."""
+    """Gives a session a new id and a new version; the expiry stays, and so does the data.
+
+    Encrypted data is bound to its id, and no node can look into it. So the origin brings the same data anew,
+    encrypted for the new id, under the exact version that it has read.
+    """
 
     id: bytes
     new_id: bytes
     deadline_ms: int
+    condition: int = UNCONDITIONAL
+    data: bytes = b""
+    flags: _U4 = 0
+    checksum: _U32 = 0
 
 
 Command: TypeAlias = Put | Delete | Touch | Patch | Rotate
@@ -221,7 +231,13 @@ def check_group(group: RawGroup) -> None:
     if len(commands) != group.count:
         raise _miscounted(group.count, len(commands))
     for command in commands:
-        if type(command) is Put and data_checksum(command.id, command.data) != command.checksum:
+        if type(command) is Put:
+            checksum = data_checksum(command.id, command.data)
+        elif type(command) is Rotate and command.data:
+            checksum = data_checksum(command.new_id, command.data)
+        else:
+            continue
+        if checksum != command.checksum:
             raise ProtocolError("it sent a session that does not match its checksum", "undamaged data")
 
 
@@ -287,7 +303,8 @@ FULL: Final = -3
 TOO_LARGE: Final = -4
 """The patched data would exceed the command's limit."""
 UNMERGEABLE: Final = -5
-"""The data is compressed or encrypted, or no mapping: its origin must merge it."""
+"""The data is compressed or encrypted, or no mapping: its origin must merge it. Of a rotation: it is bound to
+its id, and its origin must bring it for the new one."""
 TAKEN: Final = -6
 """The new id of a rotation holds a session."""
 FORGOTTEN: Final = -7
@@ -540,7 +557,8 @@ class _Sessions:
             self._expiry.discard(expires_at_ms, id)
             self._uncount(id, record)
 
-    # One method for each other command. All check in this order: deadline, rules, room, condition.
+    # One method for each other command. All check in this order: deadline, rules, room, condition. (Whether a
+    # rotation needs room is known only once the session is found.)
 
     def _delete(self, command: Delete, version: int) -> int:
         if command.deadline_ms < self._stamp_ms:
@@ -599,19 +617,29 @@ class _Sessions:
             return EXPIRED
         if not (0 < len(id) <= MAX_ID_BYTES and 0 < len(new_id) <= MAX_ID_BYTES) or id == new_id:
             return INVALID
+        if command.data and command.condition <= 0:
+            return INVALID
         record = self._live(id)
         if record is None:
             return ABSENT
+        if command.condition and (conflict := self._conflict(command.condition, record)):
+            return conflict
+        if self._full and len(command.data) > len(record) - HEADER_BYTES:
+            return FULL
+        if not command.data and record_flags(record) & ENCRYPTED:
+            return UNMERGEABLE
         in_the_way = self._get(new_id)
         if in_the_way is not None:
             if record_expires_at_ms(in_the_way) > self._stamp_ms:
                 return TAKEN
             self._remove(new_id, in_the_way)
-        data = _verified_data(id, record)
-        checksum = data_checksum(new_id, data)
-        expires_at_ms = record_expires_at_ms(record)
+        if command.data:
+            flags, checksum, data = command.flags, command.checksum, command.data
+        else:
+            flags, data = record_flags(record), _verified_data(id, record)
+            checksum = data_checksum(new_id, data)
         self._remove(id, record)
-        self._add(new_id, pack_record(version, expires_at_ms, record_flags(record), checksum, data))
+        self._add(new_id, pack_record(version, record_expires_at_ms(record), flags, checksum, data))
         return version
 
     def _live(self, id: bytes) -> bytes | None:

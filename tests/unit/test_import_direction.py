@@ -18,7 +18,9 @@ import hotspare
 ROOT = Path(hotspare.__file__).parent
 
 DECIDING = "errors session store raft table protocol"
-EVERYTHING_BELOW = f"{DECIDING} settings store.plain store.lmdb store.journal replica engine cluster redis"
+EVERYTHING_BELOW = (
+    f"{DECIDING} settings encryption store.plain store.lmdb store.journal replica engine cluster redis"
+)
 
 # `store` is the port alone; its adapters are parts of their own.
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -27,6 +29,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "errors": "",
         "settings": "errors",
         "session": "errors",
+        "encryption": "errors settings session",
         "store": "errors",
         "raft": "errors",
         "table": "errors session store",

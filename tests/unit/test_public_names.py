@@ -38,6 +38,7 @@ def test_the_errors_are_these():
         "StoreFull",
         "StoreInUse",
         "Unavailable",
+        "Undecryptable",
         "UnknownNode",
         "VersionConflict",
         "from_dict",

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hotspare import table as table_module
 from hotspare.session import (
     COMPRESSED,
+    data_checksum,
     decode_record,
     encode_data,
     encode_fields,
@@ -84,6 +85,10 @@ class Kept(NamedTuple):
     expires_at_ms: int
     data: dict[str, Any] | None
     """None: compressed."""
+
+    @property
+    def size_bytes(self) -> int:
+        return len(b"opaque") if self.data is None else len(encode_data(self.data, 1 << 20))
 
 
 @dataclass
@@ -164,6 +169,10 @@ class Model:
             return version
         if kept is None:
             return ABSENT
+        if isinstance(command, Rotate) and command.condition not in (UNCONDITIONAL, kept.version):
+            return -kept.version
+        if isinstance(command, Rotate) and full and len(command.data) > kept.size_bytes:
+            return FULL
         return self.change(command, kept, version)
 
     def change(self, command: Command, kept: Kept, version: int) -> int:
@@ -183,7 +192,10 @@ class Model:
             if command.new_id in self.sessions and self.lives(self.sessions[command.new_id]):
                 return TAKEN
             del self.sessions[command.id]
-            self.sessions[command.new_id] = kept._replace(version=version)
+            moved = (
+                kept._replace(version=version, data=None) if command.data else kept._replace(version=version)
+            )
+            self.sessions[command.new_id] = moved
         return version
 
     def conflict(self, condition: int, kept: Kept | None) -> int:
@@ -271,6 +283,10 @@ def commands(draw: st.DrawFn) -> Callable[[Model], Command]:
             return Touch(id, ttl_ms, deadline_ms)
         if kind is Patch:
             return Patch(id, encode_fields(data, 1 << 16), remove, deadline_ms, condition, limit_bytes)
+        if wanted == "current":
+            return Rotate(
+                id, new_id, deadline_ms, condition, b"opaque", COMPRESSED, data_checksum(new_id, b"opaque")
+            )
         return Rotate(id, new_id, deadline_ms)
 
     return build
