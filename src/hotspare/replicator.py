@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from hotspare.encryption import Keyring
-from hotspare.engine import Engine, Read
+from hotspare.engine import Engine, Read, Source
 from hotspare.errors import ConfigError, InvalidSession, SessionTooLarge, Unavailable, VersionConflict
+from hotspare.events import Event
 from hotspare.session import (
     Cipher,
     Session,
@@ -59,6 +60,8 @@ MAX_SLICE_BYTES = 128 * 1024
 COMPRESS_ABOVE_BYTES = 1024
 MERGE_ATTEMPTS = 20
 """How often an update that is merged here is tried again because somebody else was faster."""
+MAX_WAITING_EVENTS = 10_000
+"""For one consumer, unless it says otherwise: some megabytes."""
 UNSET_DEADLINE = 0
 """The deadline is set as a command leaves, in cluster time."""
 
@@ -260,6 +263,19 @@ class AsyncSessionReplicator:
         count: int = await self.engine.call("count", self._timeout_ms)
         return count
 
+    # --- events -----------------------------------------------------------------------------------------
+
+    def events(self, *, max_waiting: int = MAX_WAITING_EVENTS) -> EventStream:
+        """What happens from now on to the sessions of this node's copy, and to the node: see hotspare.events.
+
+            async for event in replicator.events():
+                ...
+
+        Who is slow makes nobody wait: above `max_waiting` events the oldest ones become a Missed. They end
+        when this replicator is stopped. Raises NotReady, and in a client Unavailable while no node answers.
+        """
+        return EventStream(self.engine.watch(max_waiting))
+
     # --- operating --------------------------------------------------------------------------------------
 
     async def get_replication_status(self) -> dict[str, Any]:
@@ -366,6 +382,42 @@ class AsyncSessionReplicator:
     @property
     def _encrypts(self) -> bool:
         return self.keyring is not None and self.keyring.encrypts
+
+
+class EventStream:
+    """The events of one consumer, in order. Leave it with `async with`, `close()`, or by letting go of it."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._taken: deque[Event] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        if not self._taken:
+            self._taken.extend(await self._source.take())
+        if not self._taken:
+            raise StopAsyncIteration
+        return self._taken.popleft()
+
+    async def take(self) -> list[Event]:
+        """All that are here, at least one; none when it is over."""
+        taken = [*self._taken] or await self._source.take()
+        self._taken.clear()
+        return taken
+
+    def close(self) -> None:
+        """It ends after what is here already."""
+        self._source.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def session_of(id: str, record: bytes, cipher: Cipher | None) -> Session:

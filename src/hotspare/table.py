@@ -41,6 +41,15 @@ import msgspec
 from msgspec import Meta
 
 from hotspare.errors import ProtocolError, StoreCorrupt
+from hotspare.events import (
+    Event,
+    Missed,
+    SessionChanged,
+    SessionCreated,
+    SessionDeleted,
+    SessionExpired,
+    SessionRotated,
+)
 from hotspare.session import (
     ENCRYPTED,
     HEADER_BYTES,
@@ -384,6 +393,8 @@ class Table:
     totals: Totals
 
     def __init__(self, txn: Transaction) -> None:
+        self._events: list[Event] | None = None
+        """What was applied since it was taken; None: nobody listens."""
         self.reload(txn)
 
     def reload(self, txn: Transaction) -> None:
@@ -393,6 +404,9 @@ class Table:
         self.totals = Totals(*totals)
         self._origins = _Origins(txn.table)
         self._saved = row
+        events = self._events
+        if events is not None:
+            events.append(Missed(None))
 
     def save(self, txn: Transaction) -> None:
         """Writes what changed since the last time. Must come before the commit of what was applied."""
@@ -401,6 +415,23 @@ class Table:
             txn.table[_COUNTERS_KEY] = row
             self._saved = row
         self._origins.save(txn.table)
+
+    def watch(self, on: bool) -> None:
+        """Whether what is applied from now on is told by `take_events`. It decides nothing else."""
+        if on is not self.is_watched:
+            self._events = [] if on else None
+
+    @property
+    def is_watched(self) -> bool:
+        return self._events is not None
+
+    def take_events(self) -> list[Event]:
+        """What was applied since the last time, in order, while somebody listens."""
+        events = self._events
+        if not events:
+            return []
+        self._events = []
+        return events
 
     @property
     def count(self) -> int:
@@ -448,7 +479,11 @@ class Table:
 
     def _run(self, txn: Transaction, index: int, batch: Batch) -> list[Outcome]:
         self._advance(txn, batch.stamp_ms)
-        sessions = _Sessions(txn, self.stamp_ms, batch.full, self.totals)
+        events = self._events
+        if events is None:
+            sessions = _Sessions(txn, self.stamp_ms, batch.full, self.totals)
+        else:
+            sessions = _WatchedSessions(txn, self.stamp_ms, batch.full, self.totals, events.append)
         outcomes: list[Outcome] = []
         version = index << 16
         for rank, group in enumerate(batch.groups, index << 16):
@@ -679,6 +714,70 @@ class _Sessions:
         self._count -= 1
         self._bytes -= len(id) + len(record)
         self._digest -= digest_term(record)
+
+
+class _WatchedSessions(_Sessions):
+    """The same for those who listen: each command by itself, with a look at what was there before it."""
+
+    __slots__ = ("_tell",)
+
+    def __init__(
+        self, txn: Transaction, stamp_ms: int, full: bool, totals: Totals, tell: Callable[[Event], None]
+    ) -> None:
+        super().__init__(txn, stamp_ms, full, totals)
+        self._tell = tell
+
+    def run(self, commands: list[Command], first_version: int) -> list[int]:
+        results: list[int] = []
+        for version, command in enumerate(commands, first_version):
+            before = self._look_at(command.id)
+            in_the_way = self._look_at(command.new_id) if isinstance(command, Rotate) else None
+            (result,) = super().run([command], version)
+            results.append(result)
+            if result > 0:
+                self._tell_of(command, version, before, in_the_way)
+        return results
+
+    def prune(self) -> None:
+        for _, id in self._expiry.due(self._stamp_ms, PRUNE_PER_BATCH):
+            record = self._get(id)
+            if record is not None:
+                self._tell_expired(id, record)
+        super().prune()
+
+    def _look_at(self, id: bytes) -> bytes | None:
+        return self._get(id) if 0 < len(id) <= MAX_ID_BYTES else None
+
+    def _tell_of(
+        self, command: Command, version: int, before: bytes | None, in_the_way: bytes | None
+    ) -> None:
+        """It has run. `in_the_way`: what was under the new id."""
+        id = _shown(command.id)
+        if isinstance(command, Put):
+            if before is not None and record_expires_at_ms(before) <= self._stamp_ms:
+                self._tell_expired(command.id, before)
+                before = None
+            if before is None:
+                self._tell(SessionCreated(id, version))
+            else:
+                is_merged = command.ttl_ms == KEEP_EXPIRY_MS
+                self._tell(SessionChanged(id, version, "updated" if is_merged else "stored"))
+        elif isinstance(command, Patch):
+            self._tell(SessionChanged(id, version, "updated"))
+        elif isinstance(command, Rotate):
+            if in_the_way is not None:
+                self._tell_expired(command.new_id, in_the_way)
+            self._tell(SessionRotated(_shown(command.new_id), version, id))
+        elif isinstance(command, Delete) and before is not None:
+            self._tell(SessionDeleted(id, record_version(before)))
+
+    def _tell_expired(self, id: bytes, record: bytes) -> None:
+        self._tell(SessionExpired(_shown(id), record_version(record)))
+
+
+def _shown(id: bytes) -> str:
+    # No origin of ours sends other ids than UTF-8, but others may.
+    return id.decode(errors="backslashreplace")
 
 
 _RUN: Final[dict[type, Callable[[_Sessions, Any, int], int]]] = {

@@ -59,7 +59,7 @@ from hotspare.table import (
     encode_batch,
     recount,
 )
-from tests.unit.table_helpers import NEVER_MS, START_MS, Copy, group, put
+from tests.unit.table_helpers import NEVER_MS, START_MS, Copy, Mirror, group, put
 
 NOOP = 0
 
@@ -447,3 +447,22 @@ def test_on_both_stores_it_ends_with_the_same_rows(steps: list[Any]) -> None:
         for step in steps:
             run.take(step)
         run.finish()
+
+
+@given(st.lists(STEPS, max_size=20))
+@example(SOME_LOG)
+@settings(max_examples=100)
+def test_whoever_follows_the_events_knows_the_sessions_and_nothing_else_changes(steps: list[Any]) -> None:
+    """The second copy is not watched, and `Run` compares both with each other and with its model."""
+
+    def new_store() -> PlainStore:
+        return PlainStore(undo=True)
+
+    log = Run(new_store(), new_store(), new_store)
+    log.first.table.watch(True)
+    mirror = Mirror()
+    for step in [RegisterStep(0), *steps]:
+        log.take(step)
+        mirror.follow(log.first.table.take_events())
+        assert mirror.versions == {id.decode(): kept.version for id, kept in log.model.sessions.items()}
+    log.finish()
