@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from hotspare import errors
+from hotspare import errors, events
 from hotspare.blocking import SessionReplicator
 from hotspare.replicator import AsyncSessionReplicator
 from hotspare.session import Session
@@ -12,7 +12,15 @@ from hotspare.settings import Settings
 
 __version__ = "0.1.0"
 
-__all__ = ["AsyncSessionReplicator", "Session", "SessionReplicator", "Settings", "__version__", "errors"]
+__all__ = [
+    "AsyncSessionReplicator",
+    "Session",
+    "SessionReplicator",
+    "Settings",
+    "__version__",
+    "errors",
+    "events",
+]
 
 # A library is silent unless its user wants to hear it.
 logging.getLogger("hotspare").addHandler(logging.NullHandler())

@@ -10,8 +10,9 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Coroutine, Iterable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
 from types import TracebackType
@@ -19,7 +20,15 @@ from typing import Any, NoReturn, Self, TypeVar
 
 from hotspare.engine import Engine, Read
 from hotspare.errors import ForkedProcess, NotReady
-from hotspare.replicator import MAX_SLICES_UNDER_WAY, AsyncSessionReplicator, Item, session_of
+from hotspare.events import Event
+from hotspare.replicator import (
+    MAX_SLICES_UNDER_WAY,
+    MAX_WAITING_EVENTS,
+    AsyncSessionReplicator,
+    EventStream,
+    Item,
+    session_of,
+)
 from hotspare.session import Session, check_id, decode_record
 from hotspare.settings import Settings
 
@@ -54,6 +63,7 @@ class SessionReplicator:
         """The process in which the portal was made."""
         self._read_local = self._async.engine.read_local
         self._has_copy = self._async.engine.has_copy
+        self._keyring = self._async.keyring
         _replicators.add(self)
 
     # --- life -------------------------------------------------------------------------------------------
@@ -166,14 +176,15 @@ class SessionReplicator:
 
     def get_session(self, id: str, *, read: Read = "local") -> dict[str, Any] | None:
         if read == "local" and self._has_copy:
-            record = self._read_local(check_id(id))
-            return None if record is None else decode_record(record)
+            key = check_id(id)
+            record = self._read_local(key)
+            return None if record is None else decode_record(record, key, self._keyring)
         return self._run(self._async.get_session(id, read=read))
 
     def get_session_record(self, id: str, *, read: Read = "local") -> Session | None:
         if read == "local" and self._has_copy:
             record = self._read_local(check_id(id))
-            return None if record is None else session_of(id, record)
+            return None if record is None else session_of(id, record, self._keyring)
         return self._run(self._async.get_session_record(id, read=read))
 
     def get_all_sessions(self) -> list[str]:
@@ -181,6 +192,14 @@ class SessionReplicator:
 
     def session_count(self) -> int:
         return self._run(self._async.session_count())
+
+    # --- events -----------------------------------------------------------------------------------------
+
+    def events(self, *, max_waiting: int = MAX_WAITING_EVENTS) -> BlockingEvents:
+        return BlockingEvents(self._submit, self._run(self._watch(max_waiting)))
+
+    async def _watch(self, max_waiting: int) -> EventStream:
+        return self._async.events(max_waiting=max_waiting)
 
     # --- operating --------------------------------------------------------------------------------------
 
@@ -230,6 +249,56 @@ class SessionReplicator:
 
     def _refuse_forked(self, id: bytes, /) -> NoReturn:
         raise ForkedProcess(self._pid, os.getpid())
+
+
+class BlockingEvents:
+    """The events of one consumer, in order: an iterator that waits for the next one. One thread at a time may
+    iterate; any may call `close()`."""
+
+    def __init__(
+        self, submit: Callable[[Coroutine[Any, Any, Any]], Future[Any]], stream: EventStream
+    ) -> None:
+        self._submit = submit
+        self._stream = stream
+        self._taken: deque[Event] = deque()
+        self._asked: Future[list[Event]] | None = None
+        """The question under way. It outlives an interrupted `next`: its answer must not get lost."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event:
+        if not self._taken:
+            self._taken.extend(self._take())
+        if not self._taken:
+            raise StopIteration
+        return self._taken.popleft()
+
+    def _take(self) -> list[Event]:
+        if self._asked is None:
+            try:
+                self._asked = self._submit(self._stream.take())
+            except NotReady:  # its replicator was stopped
+                return []
+        wait([self._asked])
+        asked, self._asked = self._asked, None
+        return asked.result()
+
+    def close(self) -> None:
+        """It ends after what is here already."""
+        with suppress(NotReady):
+            self._submit(self._close()).result()
+
+    async def _close(self) -> None:
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class _Portal:

@@ -8,10 +8,21 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol, TypeAlias
 
+from hotspare.events import Event
 from hotspare.table import Command
 
 Read: TypeAlias = Literal["local", "primary", "stale"]
 """From this copy while it is fresh; linearizably; from this copy however old it is."""
+
+
+class Source(Protocol):
+    """The events of one consumer. Let go of, it is as good as closed."""
+
+    async def take(self) -> list[Event]:
+        """The next ones, at least one; none when it is over. Cancelled, it has taken none. Raises
+        Unavailable, and may be called again then."""
+
+    def close(self) -> None: ...
 
 
 class Engine(Protocol):
@@ -37,6 +48,10 @@ class Engine(Protocol):
     async def write(self, commands: list[Command], timeout_ms: int) -> list[int]:
         """Runs the commands in order; one result each, see `hotspare.table`. Raises Unavailable (none of
         them was applied) or OutcomeUnknown."""
+
+    def watch(self, max_waiting: int) -> Source:
+        """What happens from now on. While more than `max_waiting` events wait to be taken, the oldest of them
+        become a Missed. Raises NotReady."""
 
     async def call(self, verb: str, timeout_ms: int, **arguments: Any) -> Any:
         """Everything else, by name: `ids`, `count`, `records`, `status`, `metrics`, `flush`, `promote`,

@@ -33,6 +33,7 @@ __all__ = [
     "StoreFull",
     "StoreInUse",
     "Unavailable",
+    "Undecryptable",
     "UnknownNode",
     "VersionConflict",
     "from_dict",
@@ -223,6 +224,20 @@ class NotReady(HotspareError):
 
     def __str__(self) -> str:
         return f"this node is not ready: {self.reason}; wait until its status says so, or ask another node"
+
+
+@dataclass(eq=False)
+class Undecryptable(HotspareError):
+    """A session is there, and this process cannot read it with the encryption keys it has."""
+
+    reason: str
+    """What is wrong, and what to do about it."""
+    key_id: str = ""
+    """Of the key under which the session is encrypted, in hexadecimal; empty if it is not encrypted."""
+
+    def __str__(self) -> str:
+        key = f", encrypted under the key {self.key_id}," if self.key_id else ""
+        return f"the session is there{key} and cannot be read: {self.reason}"
 
 
 @dataclass(eq=False)

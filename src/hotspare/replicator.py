@@ -10,15 +10,19 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from hotspare.engine import Engine, Read
+from hotspare.encryption import Keyring
+from hotspare.engine import Engine, Read, Source
 from hotspare.errors import ConfigError, InvalidSession, SessionTooLarge, Unavailable, VersionConflict
+from hotspare.events import Event
 from hotspare.session import (
+    Cipher,
     Session,
     check_field_names,
     check_id,
     check_ttl_ms,
     data_checksum,
     decode_record,
+    decrypt_record,
     encode_data,
     encode_fields,
     maybe_compress,
@@ -56,6 +60,8 @@ MAX_SLICE_BYTES = 128 * 1024
 COMPRESS_ABOVE_BYTES = 1024
 MERGE_ATTEMPTS = 20
 """How often an update that is merged here is tried again because somebody else was faster."""
+MAX_WAITING_EVENTS = 10_000
+"""For one consumer, unless it says otherwise: some megabytes."""
 UNSET_DEADLINE = 0
 """The deadline is set as a command leaves, in cluster time."""
 
@@ -78,6 +84,7 @@ class AsyncSessionReplicator:
             settings = Settings()  # what file and environment say is meant for nodes
         self.settings = _settings(settings, overrides)
         self.engine = engine if engine is not None else _in_process_node(self.settings)
+        self.keyring = Keyring.of(self.settings)
         self._timeout_ms = self.settings.replication_rpc_timeout_ms
 
     # --- life -------------------------------------------------------------------------------------------
@@ -194,6 +201,8 @@ class AsyncSessionReplicator:
         condition = _condition(if_version, False, False)
         key, fields = check_id(id), encode_fields(changes, limit_bytes)
         names = check_field_names(remove)
+        if self._encrypts:  # a patch would tell everybody on its way what the fields are
+            return await self._merge(id, changes, names, if_version)
         result = await self._write(Patch(key, fields, names, UNSET_DEADLINE, condition, limit_bytes))
         if result == UNMERGEABLE:
             return await self._merge(id, changes, names, if_version)
@@ -222,10 +231,11 @@ class AsyncSessionReplicator:
         old_key, new_key = check_id(old_id), check_id(new_id)
         if old_key == new_key:
             raise InvalidSession("new_id", "it is the old one: a rotation needs another")
-        result = await self._write(Rotate(old_key, new_key, UNSET_DEADLINE))
-        if result == TAKEN:
-            raise VersionConflict("absent", None)
-        return _is_done(result)
+        if not self._encrypts:
+            result = await self._write(Rotate(old_key, new_key, UNSET_DEADLINE))
+            if result != UNMERGEABLE:
+                return _is_rotated(result)
+        return await self._rotate_encrypted(old_id, old_key, new_key)
 
     # --- reading ----------------------------------------------------------------------------------------
 
@@ -236,12 +246,12 @@ class AsyncSessionReplicator:
         however old it is. Raises StaleRead, NotReady or Unavailable: never None for want of an answer.
         """
         record = await self._record(id, read)
-        return None if record is None else decode_record(record)
+        return None if record is None else decode_record(record, id.encode(), self.keyring)
 
     async def get_session_record(self, id: str, *, read: Read = "local") -> Session | None:
         """Like `get_session`, with version and expiry."""
         record = await self._record(id, read)
-        return None if record is None else session_of(id, record)
+        return None if record is None else session_of(id, record, self.keyring)
 
     async def get_all_sessions(self) -> list[str]:
         """The ids of all live sessions of this host's copy. Raises StaleRead or NotReady."""
@@ -252,6 +262,19 @@ class AsyncSessionReplicator:
         """How many live sessions this host's copy has. Raises StaleRead or NotReady."""
         count: int = await self.engine.call("count", self._timeout_ms)
         return count
+
+    # --- events -----------------------------------------------------------------------------------------
+
+    def events(self, *, max_waiting: int = MAX_WAITING_EVENTS) -> EventStream:
+        """What happens from now on to the sessions of this node's copy, and to the node: see hotspare.events.
+
+            async for event in replicator.events():
+                ...
+
+        Who is slow makes nobody wait: above `max_waiting` events the oldest ones become a Missed. They end
+        when this replicator is stopped. Raises NotReady, and in a client Unavailable while no node answers.
+        """
+        return EventStream(self.engine.watch(max_waiting))
 
     # --- operating --------------------------------------------------------------------------------------
 
@@ -313,6 +336,8 @@ class AsyncSessionReplicator:
         flags = 0
         if self.settings.enable_compression:
             flags, encoded = maybe_compress(encoded, COMPRESS_ABOVE_BYTES)
+        if self.keyring is not None:
+            flags, encoded = self.keyring.encrypt(key, flags, encoded)
         return Put(key, encoded, flags, data_checksum(key, encoded), ttl_ms, UNSET_DEADLINE, condition)
 
     async def _merge(
@@ -322,10 +347,11 @@ class AsyncSessionReplicator:
         the exact version that was read."""
         for _ in range(MERGE_ATTEMPTS):
             session = await self.get_session_record(id, read="primary")
+            current = session.version if session is not None else None
+            if if_version is not None and if_version != current:
+                raise VersionConflict(if_version, current)
             if session is None:
                 return None
-            if if_version is not None and if_version != session.version:
-                raise VersionConflict(if_version, session.version)
             kept = {name: value for name, value in session.data.items() if name not in remove}
             put = self._encoded_put(id, kept | dict(changes), KEEP_EXPIRY_MS, session.version)
             result = await self._write(put)
@@ -335,9 +361,68 @@ class AsyncSessionReplicator:
                 return _version_of(result, session.version)
         raise Unavailable("others changed the session faster than the update could be merged")
 
+    async def _rotate_encrypted(self, old_id: str, old_key: bytes, new_key: bytes) -> bool:
+        """What `rotate_session` does with data that is bound to its id: encrypts it for the new one, under
+        the exact version that was read."""
+        for _ in range(MERGE_ATTEMPTS):
+            record = await self._record(old_id, "primary")
+            if record is None:
+                return False
+            flags, data = decrypt_record(record, old_key, self.keyring)
+            if self.keyring is not None:
+                flags, data = self.keyring.encrypt(new_key, flags, data)
+            version, checksum = record_version(record), data_checksum(new_key, data)
+            result = await self._write(
+                Rotate(old_key, new_key, UNSET_DEADLINE, version, data, flags, checksum)
+            )
+            if conflicting_version(result) is None:
+                return _is_rotated(result)
+        raise Unavailable("others changed the session faster than it could be encrypted for its new id")
 
-def session_of(id: str, record: bytes) -> Session:
-    return Session(id, decode_record(record), record_version(record), record_expires_at_ms(record))
+    @property
+    def _encrypts(self) -> bool:
+        return self.keyring is not None and self.keyring.encrypts
+
+
+class EventStream:
+    """The events of one consumer, in order. Leave it with `async with`, `close()`, or by letting go of it."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._taken: deque[Event] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        if not self._taken:
+            self._taken.extend(await self._source.take())
+        if not self._taken:
+            raise StopAsyncIteration
+        return self._taken.popleft()
+
+    async def take(self) -> list[Event]:
+        """All that are here, at least one; none when it is over."""
+        taken = [*self._taken] or await self._source.take()
+        self._taken.clear()
+        return taken
+
+    def close(self) -> None:
+        """It ends after what is here already."""
+        self._source.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def session_of(id: str, record: bytes, cipher: Cipher | None) -> Session:
+    data = decode_record(record, id.encode(), cipher)
+    return Session(id, data, record_version(record), record_expires_at_ms(record))
 
 
 def _settings(settings: Settings | None, overrides: dict[str, Any]) -> Settings:
@@ -365,6 +450,12 @@ def _condition(if_version: int | None, if_absent: bool, if_present: bool) -> int
             raise InvalidSession("if_version", "it must be a version that hotspare gave, a positive int")
         return if_version
     return IF_ABSENT if if_absent else IF_PRESENT if if_present else UNCONDITIONAL
+
+
+def _is_rotated(result: int) -> bool:
+    if result == TAKEN:
+        raise VersionConflict("absent", None)
+    return _is_done(result)
 
 
 def _is_done(result: int, condition: int = UNCONDITIONAL) -> bool:

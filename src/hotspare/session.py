@@ -20,6 +20,9 @@ that zone, or with other rules for it, gets the same moment at the same offset, 
     16  checksum       u32     of data and id: it outlives a touch
     20  format, flags  u4, u4
 
+What writes a session may compress its data, and then encrypt it; flags say so. Nodes store and replicate what
+comes of that as it is.
+
 **The digest** of a table is the sum of its records' `digest_term`s modulo 2**64, kept up to date by adding
 and subtracting. A CRC would be a bad term: crc(a ^ d) ^ crc(a) depends on d alone, so the same change made to
 two records cancels under XOR, and often enough in a sum. A term is the *square* of the header's CRC:
@@ -36,7 +39,7 @@ from enum import Enum
 from functools import lru_cache
 from struct import Struct
 from types import NoneType
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 from uuid import UUID
 from zlib import crc32
 from zoneinfo import ZoneInfo
@@ -44,7 +47,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec.msgpack import Ext
 
-from hotspare.errors import ConfigError, InvalidSession, SessionTooLarge, StoreCorrupt
+from hotspare.errors import ConfigError, InvalidSession, SessionTooLarge, StoreCorrupt, Undecryptable
 
 __all__ = [
     "COMPRESSED",
@@ -54,6 +57,7 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_ID_BYTES",
     "MAX_TTL_MS",
+    "Cipher",
     "Session",
     "check_field_names",
     "check_id",
@@ -61,6 +65,7 @@ __all__ = [
     "data_checksum",
     "decode_data",
     "decode_record",
+    "decrypt_record",
     "digest_term",
     "encode_data",
     "encode_fields",
@@ -551,7 +556,7 @@ COMPRESSED: Final = 1
 """Flag of a record whose data is a zstd frame, made by its origin."""
 
 ENCRYPTED: Final = 2
-"""Reserved."""
+"""Flag of a record whose data was encrypted, after compression, by its origin."""
 
 _HEADER: Final = Struct(">QQIB")
 _U64: Final = Struct(">Q")
@@ -610,16 +615,39 @@ def with_expiry(record: bytes, expires_at_ms: int) -> bytes:
     return _U64.pack(expires_at_ms) + record[8:]
 
 
-def decode_record(record: bytes) -> dict[str, Any]:
-    """The data of a record, decompressed and decoded. Raises `StoreCorrupt`."""
-    if record[_FLAGS_AT] == _FORMAT:
+class Cipher(Protocol):
+    """Encrypts data for one id where it is written, and decrypts it where it is read. `flags`: a record's."""
+
+    def encrypt(self, id: bytes, flags: int, data: bytes) -> tuple[int, bytes]: ...
+
+    def decrypt(self, id: bytes, flags: int, data: bytes) -> tuple[int, bytes]:
+        """Raises `Undecryptable`, also for data that is not encrypted and should be."""
+
+
+def decode_record(record: bytes, id: bytes = b"", cipher: Cipher | None = None) -> dict[str, Any]:
+    """The data of the record stored under `id`, decrypted, decompressed and decoded.
+
+    Raises `StoreCorrupt` or `Undecryptable`.
+    """
+    if record[_FLAGS_AT] == _FORMAT and cipher is None:
         try:
             data: dict[str, Any] = _decode(record[HEADER_BYTES:])
         except Exception:
             return decode_data(record[HEADER_BYTES:])  # which says what is wrong
         return data
+    flags, encoded = decrypt_record(record, id, cipher)
+    return decode_data(_decompress(encoded) if flags & COMPRESSED else encoded)
+
+
+def decrypt_record(record: bytes, id: bytes, cipher: Cipher | None) -> tuple[int, bytes]:
+    """Its flags and data as they were before they were encrypted. Raises as `decode_record`."""
     _check_format(record)
-    return decode_data(_decompress(record_data(record)))
+    flags, data = record_flags(record), record_data(record)
+    if cipher is not None:
+        return cipher.decrypt(id, flags, data)
+    if flags & ENCRYPTED:
+        raise Undecryptable("it is encrypted, and this process has no key: set encryption_keys")
+    return flags, data
 
 
 def verify_record(id: bytes, record: bytes) -> None:
@@ -638,7 +666,7 @@ def digest_term(record: bytes) -> int:
 
 
 def _check_format(record: bytes) -> None:
-    if record[_FLAGS_AT] not in (_FORMAT, _FORMAT | COMPRESSED):
+    if record[_FLAGS_AT] & ~(COMPRESSED | ENCRYPTED) != _FORMAT:
         raise _corrupt(
             f"a session's record has the format {record[_FLAGS_AT]:#04x}, which this version does not know"
         )

@@ -10,6 +10,7 @@ import ipaddress
 import os
 import re
 import tomllib
+from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import chain
@@ -52,7 +53,6 @@ AVAILABLE: Mapping[str, tuple[Any, ...]] = {
     "ack": ("quorum",),
     "cluster_key": (None,),
     "cluster_key_file": (None,),
-    "encryption_key": (None,),
     "tls_cert": (None,),
     "tls_key": (None,),
     "tls_ca": (None,),
@@ -60,7 +60,17 @@ AVAILABLE: Mapping[str, tuple[Any, ...]] = {
 }
 
 # Never shown: not in an error, not in a repr.
-SECRET = frozenset({"cluster_key", "encryption_key", "redis_url"})
+SECRET = frozenset({"cluster_key", "encryption_keys", "redis_url"})
+
+LISTS = {
+    "replica_nodes": "a list of host:port",
+    "encryption_keys": "a list of keys, each the base64 of 32 random bytes",
+}
+"""What the settings expect that are lists. In the environment they have commas."""
+
+PLAIN = "plain"
+"""Among the encryption keys: no encryption."""
+ENCRYPTION_KEY_BYTES = 32
 
 # The original's names for them.
 STORAGE_ALIASES = {"ets": "memory", "mnesia": "disk"}
@@ -173,7 +183,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     cluster_key: Text | None = None
     cluster_key_file: Text | None = None
-    encryption_key: Text | None = None
+    encryption_keys: tuple[Text, ...] = ()
+    """Of processes that write or read sessions: the first one encrypts, all decrypt. Needs the extra
+    `encryption`."""
+    encryption_keys_file: Text | None = None
+    """A file with the same, one a line."""
     tls_cert: Text | None = None
     tls_key: Text | None = None
     tls_ca: Text | None = None
@@ -220,6 +234,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         set_value(self, "node", str(self.address))
         set_value(self, "replica_nodes", self._other_nodes())
         self._check_reach()
+        self._check_encryption_keys()
 
     @property
     def address(self) -> Address:
@@ -263,6 +278,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             for key, address in addresses:
                 _require_loopback(key, address)
 
+    def _check_encryption_keys(self) -> None:
+        if self.encryption_keys and self.encryption_keys_file is not None:
+            raise ConfigError(
+                "encryption_keys_file",
+                "encryption_keys are given too, so one would be ignored",
+                "one of them",
+            )
+        for text in self.encryption_keys:
+            read_encryption_key(text)
+
     def __repr__(self) -> str:
         changed = {
             key: "(hidden)" if key in SECRET else value
@@ -295,7 +320,24 @@ def _checked(key: str, value: Any, source: str = "", *, exactly: bool = True) ->
         return msgspec.convert(value, _TYPES[key], strict=exactly)
     except msgspec.ValidationError:
         problem = "its value does not fit" if key in SECRET else f"{value!r:.100} does not fit"
-        raise ConfigError(key, problem, _describe(_TYPES[key]), source) from None
+        raise ConfigError(key, problem, LISTS.get(key) or _describe(_TYPES[key]), source) from None
+
+
+def read_encryption_key(text: str) -> bytes | None:
+    """The 32 bytes of a key; None for the word "plain". Raises ConfigError, without the key."""
+    if text == PLAIN:
+        return None
+    try:
+        key = b64decode(text.replace("-", "+").replace("_", "/"), validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != ENCRYPTION_KEY_BYTES:
+        raise ConfigError(
+            "encryption_keys",
+            "one of the keys is not the base64 of exactly 32 bytes",
+            "what `openssl rand -base64 32` prints",
+        )
+    return key
 
 
 def _check_available(key: str, value: Any, allowed: Sequence[Any]) -> None:
@@ -330,8 +372,6 @@ def _describe(hint: Any) -> str:
             return "a text that is not empty"
         case msgspec.inspect.LiteralType(values=values):
             return f"one of {', '.join(map(str, values))}"
-        case msgspec.inspect.VarTupleType():
-            return "a list of host:port"
     raise AssertionError(f"there are no words for settings of the kind {kind}")
 
 
@@ -348,7 +388,7 @@ def _read_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, st
 
 
 def _from_text(key: str, text: str, source: str) -> Any:
-    value = [part.strip() for part in text.split(",")] if key == "replica_nodes" else text.strip()
+    value = [part.strip() for part in text.split(",")] if key in LISTS else text.strip()
     return _checked(key, value, source, exactly=False)
 
 

@@ -41,7 +41,18 @@ import msgspec
 from msgspec import Meta
 
 from hotspare.errors import ProtocolError, StoreCorrupt
+from hotspare.events import (
+    Event,
+    Missed,
+    SessionChanged,
+    SessionCreated,
+    SessionDeleted,
+    SessionExpired,
+    SessionRotated,
+)
 from hotspare.session import (
+    ENCRYPTED,
+    HEADER_BYTES,
     MAX_ID_BYTES,
     MAX_TTL_MS,
     data_checksum,
@@ -148,11 +159,19 @@ class Patch(_Command, tag=3):
 
 
 class Rotate(_Command, tag=4):
-    """Gives a session a new id and a new version; data and expiry stay."""
+    """Gives a session a new id and a new version; the expiry stays, and so does the data.
+
+    Encrypted data is bound to its id, and no node can look into it. So the origin brings the same data anew,
+    encrypted for the new id, under the exact version that it has read.
+    """
 
     id: bytes
     new_id: bytes
     deadline_ms: int
+    condition: int = UNCONDITIONAL
+    data: bytes = b""
+    flags: _U4 = 0
+    checksum: _U32 = 0
 
 
 Command: TypeAlias = Put | Delete | Touch | Patch | Rotate
@@ -221,7 +240,13 @@ def check_group(group: RawGroup) -> None:
     if len(commands) != group.count:
         raise _miscounted(group.count, len(commands))
     for command in commands:
-        if type(command) is Put and data_checksum(command.id, command.data) != command.checksum:
+        if type(command) is Put:
+            checksum = data_checksum(command.id, command.data)
+        elif type(command) is Rotate and command.data:
+            checksum = data_checksum(command.new_id, command.data)
+        else:
+            continue
+        if checksum != command.checksum:
             raise ProtocolError("it sent a session that does not match its checksum", "undamaged data")
 
 
@@ -287,7 +312,8 @@ FULL: Final = -3
 TOO_LARGE: Final = -4
 """The patched data would exceed the command's limit."""
 UNMERGEABLE: Final = -5
-"""The data is compressed or encrypted, or no mapping: its origin must merge it."""
+"""The data is compressed or encrypted, or no mapping: its origin must merge it. Of a rotation: it is bound to
+its id, and its origin must bring it for the new one."""
 TAKEN: Final = -6
 """The new id of a rotation holds a session."""
 FORGOTTEN: Final = -7
@@ -367,6 +393,8 @@ class Table:
     totals: Totals
 
     def __init__(self, txn: Transaction) -> None:
+        self._events: list[Event] | None = None
+        """What was applied since it was taken; None: nobody listens."""
         self.reload(txn)
 
     def reload(self, txn: Transaction) -> None:
@@ -376,6 +404,9 @@ class Table:
         self.totals = Totals(*totals)
         self._origins = _Origins(txn.table)
         self._saved = row
+        events = self._events
+        if events is not None:
+            events.append(Missed(None))
 
     def save(self, txn: Transaction) -> None:
         """Writes what changed since the last time. Must come before the commit of what was applied."""
@@ -384,6 +415,23 @@ class Table:
             txn.table[_COUNTERS_KEY] = row
             self._saved = row
         self._origins.save(txn.table)
+
+    def watch(self, on: bool) -> None:
+        """Whether what is applied from now on is told by `take_events`. It decides nothing else."""
+        if on is not self.is_watched:
+            self._events = [] if on else None
+
+    @property
+    def is_watched(self) -> bool:
+        return self._events is not None
+
+    def take_events(self) -> list[Event]:
+        """What was applied since the last time, in order, while somebody listens."""
+        events = self._events
+        if not events:
+            return []
+        self._events = []
+        return events
 
     @property
     def count(self) -> int:
@@ -431,7 +479,11 @@ class Table:
 
     def _run(self, txn: Transaction, index: int, batch: Batch) -> list[Outcome]:
         self._advance(txn, batch.stamp_ms)
-        sessions = _Sessions(txn, self.stamp_ms, batch.full, self.totals)
+        events = self._events
+        if events is None:
+            sessions = _Sessions(txn, self.stamp_ms, batch.full, self.totals)
+        else:
+            sessions = _WatchedSessions(txn, self.stamp_ms, batch.full, self.totals, events.append)
         outcomes: list[Outcome] = []
         version = index << 16
         for rank, group in enumerate(batch.groups, index << 16):
@@ -540,7 +592,8 @@ class _Sessions:
             self._expiry.discard(expires_at_ms, id)
             self._uncount(id, record)
 
-    # One method for each other command. All check in this order: deadline, rules, room, condition.
+    # One method for each other command. All check in this order: deadline, rules, room, condition. (Whether a
+    # rotation needs room is known only once the session is found.)
 
     def _delete(self, command: Delete, version: int) -> int:
         if command.deadline_ms < self._stamp_ms:
@@ -599,19 +652,29 @@ class _Sessions:
             return EXPIRED
         if not (0 < len(id) <= MAX_ID_BYTES and 0 < len(new_id) <= MAX_ID_BYTES) or id == new_id:
             return INVALID
+        if command.data and command.condition <= 0:
+            return INVALID
         record = self._live(id)
         if record is None:
             return ABSENT
+        if command.condition and (conflict := self._conflict(command.condition, record)):
+            return conflict
+        if self._full and len(command.data) > len(record) - HEADER_BYTES:
+            return FULL
+        if not command.data and record_flags(record) & ENCRYPTED:
+            return UNMERGEABLE
         in_the_way = self._get(new_id)
         if in_the_way is not None:
             if record_expires_at_ms(in_the_way) > self._stamp_ms:
                 return TAKEN
             self._remove(new_id, in_the_way)
-        data = _verified_data(id, record)
-        checksum = data_checksum(new_id, data)
-        expires_at_ms = record_expires_at_ms(record)
+        if command.data:
+            flags, checksum, data = command.flags, command.checksum, command.data
+        else:
+            flags, data = record_flags(record), _verified_data(id, record)
+            checksum = data_checksum(new_id, data)
         self._remove(id, record)
-        self._add(new_id, pack_record(version, expires_at_ms, record_flags(record), checksum, data))
+        self._add(new_id, pack_record(version, record_expires_at_ms(record), flags, checksum, data))
         return version
 
     def _live(self, id: bytes) -> bytes | None:
@@ -651,6 +714,70 @@ class _Sessions:
         self._count -= 1
         self._bytes -= len(id) + len(record)
         self._digest -= digest_term(record)
+
+
+class _WatchedSessions(_Sessions):
+    """The same for those who listen: each command by itself, with a look at what was there before it."""
+
+    __slots__ = ("_tell",)
+
+    def __init__(
+        self, txn: Transaction, stamp_ms: int, full: bool, totals: Totals, tell: Callable[[Event], None]
+    ) -> None:
+        super().__init__(txn, stamp_ms, full, totals)
+        self._tell = tell
+
+    def run(self, commands: list[Command], first_version: int) -> list[int]:
+        results: list[int] = []
+        for version, command in enumerate(commands, first_version):
+            before = self._look_at(command.id)
+            in_the_way = self._look_at(command.new_id) if isinstance(command, Rotate) else None
+            (result,) = super().run([command], version)
+            results.append(result)
+            if result > 0:
+                self._tell_of(command, version, before, in_the_way)
+        return results
+
+    def prune(self) -> None:
+        for _, id in self._expiry.due(self._stamp_ms, PRUNE_PER_BATCH):
+            record = self._get(id)
+            if record is not None:
+                self._tell_expired(id, record)
+        super().prune()
+
+    def _look_at(self, id: bytes) -> bytes | None:
+        return self._get(id) if 0 < len(id) <= MAX_ID_BYTES else None
+
+    def _tell_of(
+        self, command: Command, version: int, before: bytes | None, in_the_way: bytes | None
+    ) -> None:
+        """It has run. `in_the_way`: what was under the new id."""
+        id = _shown(command.id)
+        if isinstance(command, Put):
+            if before is not None and record_expires_at_ms(before) <= self._stamp_ms:
+                self._tell_expired(command.id, before)
+                before = None
+            if before is None:
+                self._tell(SessionCreated(id, version))
+            else:
+                is_merged = command.ttl_ms == KEEP_EXPIRY_MS
+                self._tell(SessionChanged(id, version, "updated" if is_merged else "stored"))
+        elif isinstance(command, Patch):
+            self._tell(SessionChanged(id, version, "updated"))
+        elif isinstance(command, Rotate):
+            if in_the_way is not None:
+                self._tell_expired(command.new_id, in_the_way)
+            self._tell(SessionRotated(_shown(command.new_id), version, id))
+        elif isinstance(command, Delete) and before is not None:
+            self._tell(SessionDeleted(id, record_version(before)))
+
+    def _tell_expired(self, id: bytes, record: bytes) -> None:
+        self._tell(SessionExpired(_shown(id), record_version(record)))
+
+
+def _shown(id: bytes) -> str:
+    # No origin of ours sends other ids than UTF-8, but others may.
+    return id.decode(errors="backslashreplace")
 
 
 _RUN: Final[dict[type, Callable[[_Sessions, Any, int], int]]] = {

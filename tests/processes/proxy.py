@@ -28,6 +28,8 @@ class Network:
     def __init__(self) -> None:
         self.delay_seconds = 0.0
         """What every chunk takes, on all ways."""
+        self.overheard: bytearray | None = None
+        """All that passes, while this is one."""
         self._listen: dict[str, Address] = {}
         self._servers: list[asyncio.Server] = []
         self._cut: set[tuple[str, str]] = set()
@@ -154,6 +156,8 @@ class _Link:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(CHUNK_BYTES):
             await self._network.pass_on(self.way)
+            if self._network.overheard is not None:
+                self._network.overheard += chunk
             writer.write(chunk)
             await writer.drain()
         # What was written last, such as a farewell, is still to arrive.

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hotspare.events import (
+    Event,
+    SessionChanged,
+    SessionCreated,
+    SessionDeleted,
+    SessionExpired,
+    SessionRotated,
+)
 from hotspare.session import data_checksum, encode_data
 from hotspare.store import Row, Store, Transaction
 from hotspare.table import (
@@ -130,3 +138,29 @@ class Driver(Copy):
     def wait(self, duration_ms: int) -> None:
         """Cluster time goes on; nothing is applied, so nothing is pruned."""
         self.stamp_ms += duration_ms
+
+
+class Mirror:
+    """Which sessions there are, and their versions, by events alone."""
+
+    def __init__(self) -> None:
+        self.versions: dict[str, int] = {}
+
+    def follow(self, events: Iterable[Event]) -> None:
+        versions = self.versions
+        for event in events:
+            match event:
+                case SessionCreated(id=id, version=version):
+                    assert id not in versions
+                    versions[id] = version
+                case SessionChanged(id=id, version=version):
+                    assert versions[id] < version
+                    versions[id] = version
+                case SessionRotated(id=id, version=version, old_id=old_id):
+                    assert id not in versions
+                    assert versions.pop(old_id) < version
+                    versions[id] = version
+                case SessionDeleted(id=id, version=version) | SessionExpired(id=id, version=version):
+                    assert versions.pop(id) == version
+                case _:
+                    raise AssertionError(event)

@@ -68,6 +68,7 @@ def holds(sessions: SessionReplicator, count: int) -> bool:
 EVERY_VERB: dict[str, Callable[[SessionReplicator], Any]] = {
     "start_cluster": lambda sessions: sessions.start_cluster(),
     "flush": lambda sessions: sessions.flush(),
+    "events": lambda sessions: sessions.events().close(),
     "store_session": lambda sessions: sessions.store_session("s1", {}, MINUTE_MS),
     "store_sessions": lambda sessions: sessions.store_sessions([("s1", {}, MINUTE_MS)]),
     "store_sessions, none": lambda sessions: sessions.store_sessions([]),

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import hotspare
-from hotspare import SessionReplicator, Settings, errors
+from hotspare import SessionReplicator, Settings, errors, events
 from hotspare.cli import arguments, exits
 from hotspare.settings import AVAILABLE
 from tests.unit.clusters import free_addresses
@@ -273,6 +273,13 @@ def test_the_errors_are_all_there():
     assert sorted(first_column(section(GUIDE, "Errors"))) == sorted(
         {*errors.__all__} - {"HotspareError", "from_dict"}
     )
+
+
+def test_the_events_are_all_there_with_their_fields():
+    (table,) = tables(section(GUIDE, "Events"))
+    told = {name.strip("`"): set(re.findall(r"`(\w+)`", fields)) for name, fields, _ in table}
+    kinds = {name: getattr(events, name) for name in events.__all__ if name != "Event"}
+    assert told == {name: {*kind.__struct_fields__} for name, kind in kinds.items()}
 
 
 @pytest.fixture(scope="module")

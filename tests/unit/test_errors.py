@@ -22,6 +22,7 @@ EXAMPLES = [
     errors.OutcomeUnknown("no answer within 5000 ms"),
     errors.StaleRead(1500, 1000),
     errors.NotReady("it does not know yet what is committed"),
+    errors.Undecryptable("this process has other keys", "0123456789abcdef"),
     errors.Refused("promote_to_primary", "the primary is reachable"),
     errors.ClusterMismatch("127.0.0.1:7402", "aaaa", "bbbb"),
     errors.ProtocolError("a frame of 70000000 bytes", "at most 8388608", "127.0.0.1:80"),

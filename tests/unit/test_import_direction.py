@@ -17,8 +17,10 @@ import hotspare
 
 ROOT = Path(hotspare.__file__).parent
 
-DECIDING = "errors session store raft table protocol"
-EVERYTHING_BELOW = f"{DECIDING} settings store.plain store.lmdb store.journal replica engine cluster redis"
+DECIDING = "errors events session store raft table protocol"
+EVERYTHING_BELOW = (
+    f"{DECIDING} settings encryption store.plain store.lmdb store.journal replica engine cluster redis"
+)
 
 # `store` is the port alone; its adapters are parts of their own.
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -26,22 +28,24 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     for part, below in {
         "errors": "",
         "settings": "errors",
+        "events": "errors",
         "session": "errors",
+        "encryption": "errors settings session",
         "store": "errors",
         "raft": "errors",
-        "table": "errors session store",
+        "table": "errors events session store",
         "store.plain": "errors store",
         "store.lmdb": "errors store",
         "store.journal": "errors store raft",
-        "protocol": "errors session store store.journal raft table",
+        "protocol": "errors events session store store.journal raft table",
         "replica": f"{DECIDING} store.journal",
-        "engine": "errors table",
+        "engine": "errors events table",
         "cluster": f"{DECIDING} settings store.plain store.lmdb store.journal replica engine",
-        "redis": "errors settings session table engine",
+        "redis": "errors events settings session table engine",
         "replicator": EVERYTHING_BELOW,
         "blocking": f"{EVERYTHING_BELOW} replicator",
         "metrics": f"{EVERYTHING_BELOW} replicator blocking",
-        "contrib": "errors settings session replicator blocking metrics root",
+        "contrib": "errors events settings session replicator blocking metrics root",
         "cli": f"{EVERYTHING_BELOW} replicator blocking metrics root",
         "__main__": "cli",
     }.items()
@@ -50,7 +54,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 # The package itself, which gathers the public names, may import everything; few may import it.
 GATHERING = "root"
 
-PURE = frozenset("errors session store raft table protocol store.journal replica".split())
+PURE = frozenset("errors events session store raft table protocol store.journal replica".split())
 PURE_MAY_INSTALL = {"msgspec"}
 COMPRESSORS = {"session": {"zstandard"}}
 IMPURE = frozenset(

@@ -15,6 +15,7 @@ def test_the_package_offers_these_names_and_no_others():
         "Settings",
         "__version__",
         "errors",
+        "events",
     ]
     assert all(hasattr(hotspare, name) for name in hotspare.__all__)
 
@@ -38,6 +39,7 @@ def test_the_errors_are_these():
         "StoreFull",
         "StoreInUse",
         "Unavailable",
+        "Undecryptable",
         "UnknownNode",
         "VersionConflict",
         "from_dict",

@@ -721,7 +721,7 @@ def test_a_record_cut_short_does_not_verify(record):
         verify_record(b"id", record)
 
 
-@pytest.mark.parametrize("form", [0x00, 0x20, 0x10 | ENCRYPTED, 0x10 | ENCRYPTED | COMPRESSED, 0xFF])
+@pytest.mark.parametrize("form", [0x00, 0x20, 0x10 | 4, 0x20 | ENCRYPTED, 0xFF])
 def test_a_record_of_an_unknown_format_is_refused(form):
     whole = record_of(b"id", encode_data({}, LIMIT_BYTES))
     record = whole[: HEADER_BYTES - 1] + bytes([form]) + whole[HEADER_BYTES:]

@@ -35,7 +35,8 @@ DEFAULTS: dict[str, Any] = {
     "enable_compression": False,
     "cluster_key": None,
     "cluster_key_file": None,
-    "encryption_key": None,
+    "encryption_keys": (),
+    "encryption_keys_file": None,
     "tls_cert": None,
     "tls_key": None,
     "tls_ca": None,
@@ -244,7 +245,7 @@ def test_what_this_version_cannot_do_is_refused_as_that(key: str, value: str):
     assert "this version does not have" in str(error)
 
 
-@pytest.mark.parametrize("key", ["cluster_key", "encryption_key", "redis_url"])
+@pytest.mark.parametrize("key", ["cluster_key", "encryption_keys", "redis_url"])
 def test_secrets_are_in_no_error(key: str):
     for secret in ("hunter2", ["hunter2"]):
         assert "hunter2" not in str(refusal_of(key, secret))

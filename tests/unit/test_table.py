@@ -13,8 +13,10 @@ from hotspare.session import (
     COMPRESSED,
     ENCRYPTED,
     MAX_TTL_MS,
+    data_checksum,
     decode_record,
     encode_fields,
+    record_data,
     record_expires_at_ms,
     record_flags,
     record_version,
@@ -94,6 +96,10 @@ def touch(id: bytes, ttl_ms: int = 60_000, deadline_ms: int = NEVER_MS) -> Touch
 
 def rotate(id: bytes, new_id: bytes, deadline_ms: int = NEVER_MS) -> Rotate:
     return Rotate(id, new_id, deadline_ms)
+
+
+def rotate_anew(id: bytes, new_id: bytes, condition: int, data: bytes = b"for new") -> Rotate:
+    return Rotate(id, new_id, NEVER_MS, condition, data, ENCRYPTED, data_checksum(new_id, data))
 
 
 def patch(
@@ -275,6 +281,33 @@ class TestRotate:
     def test_it_keeps_compressed_data_as_it_is(self, driver: Driver) -> None:
         driver.run(put(b"old", b"opaque", flags=COMPRESSED), rotate(b"old", b"new"))
         assert record_flags(record(driver, b"new")) == COMPRESSED
+
+    def test_encrypted_data_is_bound_to_its_id_and_moves_only_with_data_for_the_new_one(
+        self, driver: Driver
+    ) -> None:
+        version = driver.run_one(put(b"old", b"for old", flags=ENCRYPTED, ttl_ms=1_000))
+        assert driver.run_one(rotate(b"old", b"new")) == UNMERGEABLE
+        assert record_version(record(driver, b"old")) == version
+        driver.wait(100)
+        moved = driver.run_one(rotate_anew(b"old", b"new", version))
+        assert list(kept(driver)) == [b"new"]
+        stored = record(driver, b"new")
+        assert (record_data(stored), record_flags(stored)) == (b"for new", ENCRYPTED)
+        assert record_version(stored) == moved
+        assert record_expires_at_ms(stored) == START_MS + 1_000
+
+    def test_with_data_it_needs_the_version_that_this_data_was(self, driver: Driver) -> None:
+        first, second = driver.run(*(put(b"old", b"data", flags=ENCRYPTED) for _ in range(2)))
+        assert driver.run_one(rotate_anew(b"old", b"new", first)) == -second
+        assert driver.run_one(rotate_anew(b"gone", b"new", second)) == ABSENT
+        for condition in (UNCONDITIONAL, IF_PRESENT, IF_ABSENT, -3):
+            assert driver.run_one(rotate_anew(b"old", b"new", condition)) == INVALID
+        assert list(kept(driver)) == [b"old"]
+
+    def test_it_may_move_data_but_not_add_any_where_there_is_no_room(self, driver: Driver) -> None:
+        version = driver.run_one(put(b"old", b"for old", flags=ENCRYPTED))
+        assert driver.run_one(rotate_anew(b"old", b"new", version, b"for new "), full=True) == FULL
+        assert driver.run_one(rotate_anew(b"old", b"new", version), full=True) > 0
 
     def test_an_id_in_use_is_not_taken_from_its_session(self, driver: Driver) -> None:
         driver.run(put(b"old", {"user": 1}), put(b"new", {"user": 2}))
@@ -480,6 +513,7 @@ class TestAdmission:
             pytest.param(raw_group([PUT_FIELDS], count=2), id="count too high"),
             pytest.param(raw_group([PUT_FIELDS], count=0), id="count too low"),
             pytest.param(raw_group([[*PUT_FIELDS[:2], b"\x81", *PUT_FIELDS[3:]]]), id="damaged data"),
+            pytest.param(raw_group([[4, b"x", b"y", 0, 1, b"data", 2, 1]]), id="damaged data of a rotation"),
             pytest.param(RawGroup(1, 1, 1, 0, msgspec.Raw(b"\x91" * 100_000)), id="deeply nested"),
         ],
     )
@@ -494,6 +528,7 @@ class TestAdmission:
             touch(b"x"),
             patch(b"x", {"a": 1}, ["b"]),
             rotate(b"x", b"y"),
+            rotate_anew(b"x", b"y", 1),
         ]
         check_group(group(1, 1, *commands))
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hotspare import table as table_module
 from hotspare.session import (
     COMPRESSED,
+    data_checksum,
     decode_record,
     encode_data,
     encode_fields,
@@ -58,7 +59,7 @@ from hotspare.table import (
     encode_batch,
     recount,
 )
-from tests.unit.table_helpers import NEVER_MS, START_MS, Copy, group, put
+from tests.unit.table_helpers import NEVER_MS, START_MS, Copy, Mirror, group, put
 
 NOOP = 0
 
@@ -84,6 +85,10 @@ class Kept(NamedTuple):
     expires_at_ms: int
     data: dict[str, Any] | None
     """None: compressed."""
+
+    @property
+    def size_bytes(self) -> int:
+        return len(b"opaque") if self.data is None else len(encode_data(self.data, 1 << 20))
 
 
 @dataclass
@@ -164,6 +169,10 @@ class Model:
             return version
         if kept is None:
             return ABSENT
+        if isinstance(command, Rotate) and command.condition not in (UNCONDITIONAL, kept.version):
+            return -kept.version
+        if isinstance(command, Rotate) and full and len(command.data) > kept.size_bytes:
+            return FULL
         return self.change(command, kept, version)
 
     def change(self, command: Command, kept: Kept, version: int) -> int:
@@ -183,7 +192,10 @@ class Model:
             if command.new_id in self.sessions and self.lives(self.sessions[command.new_id]):
                 return TAKEN
             del self.sessions[command.id]
-            self.sessions[command.new_id] = kept._replace(version=version)
+            moved = (
+                kept._replace(version=version, data=None) if command.data else kept._replace(version=version)
+            )
+            self.sessions[command.new_id] = moved
         return version
 
     def conflict(self, condition: int, kept: Kept | None) -> int:
@@ -271,6 +283,10 @@ def commands(draw: st.DrawFn) -> Callable[[Model], Command]:
             return Touch(id, ttl_ms, deadline_ms)
         if kind is Patch:
             return Patch(id, encode_fields(data, 1 << 16), remove, deadline_ms, condition, limit_bytes)
+        if wanted == "current":
+            return Rotate(
+                id, new_id, deadline_ms, condition, b"opaque", COMPRESSED, data_checksum(new_id, b"opaque")
+            )
         return Rotate(id, new_id, deadline_ms)
 
     return build
@@ -431,3 +447,22 @@ def test_on_both_stores_it_ends_with_the_same_rows(steps: list[Any]) -> None:
         for step in steps:
             run.take(step)
         run.finish()
+
+
+@given(st.lists(STEPS, max_size=20))
+@example(SOME_LOG)
+@settings(max_examples=100)
+def test_whoever_follows_the_events_knows_the_sessions_and_nothing_else_changes(steps: list[Any]) -> None:
+    """The second copy is not watched, and `Run` compares both with each other and with its model."""
+
+    def new_store() -> PlainStore:
+        return PlainStore(undo=True)
+
+    log = Run(new_store(), new_store(), new_store)
+    log.first.table.watch(True)
+    mirror = Mirror()
+    for step in [RegisterStep(0), *steps]:
+        log.take(step)
+        mirror.follow(log.first.table.take_events())
+        assert mirror.versions == {id.decode(): kept.version for id, kept in log.model.sessions.items()}
+    log.finish()

@@ -40,6 +40,7 @@ SUMMARIES = {
     "operating": {
         "status": "show the nodes, their roles, and whether their copies are equal",
         "metrics": "print a node's metrics",
+        "events": "print what happens, as it happens",
         "flush": "wait until a node has nothing pending",
         "promote": "make a node the primary",
         "failover": "take the leadership, or a dead node's vote, away from a node",
@@ -86,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     for add in (
         *(_add_serve, _add_start_cluster),
         *(_add_store, _add_get, _add_delete, _add_list),
-        *(_add_status, _add_metrics, _add_flush, _add_promote, _add_failover),
+        *(_add_status, _add_metrics, _add_events, _add_flush, _add_promote, _add_failover),
         *(_add_load, _add_demo, _add_version),
     ):
         add(commands)
@@ -287,6 +288,24 @@ def _add_status(commands: Commands[_Parser]) -> None:
 
 def _add_metrics(commands: Commands[_Parser]) -> None:
     _client_command(commands, "metrics", "Prints the metrics of one node.", "hotspare metrics --json")
+
+
+def _add_events(commands: Commands[_Parser]) -> None:
+    command = _client_command(
+        commands,
+        "events",
+        """\
+        Prints what happens to the sessions of the asked node's copy and to the node, a line each, until it is
+        interrupted: sessions created, changed, rotated, deleted and expired, and changes of the primary and
+        of the node's role. With --json a JSON object a line. Where events are missing it says so.
+        """,
+        """\
+        hotspare events
+        hotspare events --json | jq .id
+        hotspare events --count 10 --node 127.0.0.1:7402
+        """,
+    )
+    command.add_argument("--count", type=_positive, metavar="N", help="end after so many")
 
 
 def _add_flush(commands: Commands[_Parser]) -> None:

@@ -163,6 +163,12 @@ async def failover(replicator: AsyncSessionReplicator, options: Namespace) -> Ex
     return Exit.DONE
 
 
+async def events(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
+    from hotspare.cli import events
+
+    return await events.show(replicator, options)
+
+
 async def load(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
     from hotspare.cli import load
 
@@ -187,5 +193,6 @@ COMMANDS: dict[str, Command] = {
     "flush": flush,
     "promote": promote,
     "failover": failover,
+    "events": events,
     "load": load,
 }

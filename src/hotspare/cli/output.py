@@ -62,9 +62,9 @@ def presentable(value: Any) -> Any:
     return value
 
 
-def print_json(value: Any) -> None:
-    """One line, so that lines of several commands can be told apart."""
-    print(to_json(value))
+def print_json(value: Any, *, at_once: bool = False) -> None:
+    """One line, so that lines of several commands can be told apart. `at_once`: even into a pipe."""
+    print(to_json(value), flush=at_once)
 
 
 def shown_id(id: str) -> str:

@@ -46,6 +46,10 @@ def serve(options: Namespace) -> int:
     store = _open_store(settings)
     try:
         _log_to_stderr(options.log_level)
+        if settings.encryption_keys or settings.encryption_keys_file is not None:
+            logger.warning(
+                "a node needs no encryption keys, and is safer without: keep them from its settings"
+            )
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             runner.run(_run(settings, store))
     finally:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import msgspec
 
 from hotspare.cluster import clocks, status
+from hotspare.cluster.feeds import Feed, Feeds
 from hotspare.cluster.local import NoTransport
 from hotspare.cluster.reading import LocalReads
 from hotspare.cluster.service import ClientSession
@@ -39,6 +40,7 @@ from hotspare.errors import (
     Unavailable,
     UnknownNode,
 )
+from hotspare.events import Event, PrimaryChanged, RoleChanged
 from hotspare.protocol import messages
 from hotspare.raft.node import Timing
 from hotspare.replica import (
@@ -102,6 +104,11 @@ class ClusterNode:
         self._writer = Writer(
             settings.batch_size, settings.batch_timeout_ms, settings.max_clock_skew_ms, self._schedule
         )
+        self._feeds = Feeds()
+        self._is_watched = False
+        """Whether anybody listens to events, or did until the last one came."""
+        self._role = ""
+        """The one that listeners know of."""
         self._reads = LocalReads(store, self._not_fresh)
         self.read_local = self._reads.read
         self._is_pump_scheduled = False
@@ -209,6 +216,7 @@ class ClusterNode:
             if not future.done():
                 future.set_exception(Unavailable("this node was stopped"))
         self._watchers.clear()
+        self._feeds.close()
         if self._transport is not None:
             await self._transport.stop()
         replica, self._replica = self._replica, None
@@ -428,6 +436,29 @@ class ClusterNode:
     async def _call_metrics(self, timeout_ms: int) -> dict[str, Any]:
         return status.metrics(self)
 
+    # --- events -----------------------------------------------------------------------------------------
+
+    def watch(self, max_waiting: int) -> Feed:
+        """What happens from now on, to this copy and this node. Raises NotReady."""
+        replica = self.replica
+        if not self._is_watched:
+            self._is_watched = True
+            self._role = status.role_of(replica)
+            replica.table.watch(True)
+        return self._feeds.open(max_waiting)
+
+    def _publish(self, events: list[Event]) -> None:
+        self._feeds.publish(events)
+        if not self._feeds:
+            self._is_watched = False
+            self.replica.table.watch(False)
+
+    def _publish_role(self, replica: Replica) -> None:
+        role, previous = status.role_of(replica), self._role
+        if role != previous:
+            self._role = role
+            self._publish([RoleChanged(role, previous)])
+
     # --- origins: ours and those of clients -----------------------------------------------------------
 
     def enrol(self, nonce: bytes, home: Home) -> None:
@@ -492,6 +523,8 @@ class ClusterNode:
             self._send_out(replica)  # before the work: the others begin while we write
             work.perform()
             replica.finish(work, now)
+            if work.events:
+                self._publish(work.events)
             if clocks.boot_ms() - now.boot_ms >= MAX_TURN_MS:
                 self._schedule()  # heartbeats never wait behind a long log or snapshot
                 break
@@ -500,6 +533,8 @@ class ClusterNode:
         events = replica.take_events()
         if events:
             self._dispatch(events)
+        if self._is_watched:
+            self._publish_role(replica)
         if self._watchers:
             self._notify_watchers()
         if not self._is_catching_up and replica.has_postponed:
@@ -569,9 +604,14 @@ class ClusterNode:
             future.set_result(value)
 
     def _on_leader_changed(self, event: LeaderChanged) -> None:
-        self.statistics.note_leader(event.leader, clocks.boot_ms())
+        statistics = self.statistics
+        previous, failovers = statistics.last_leader, statistics.failovers
+        statistics.note_leader(event.leader, clocks.boot_ms())
         if event.leader != self.name:
-            self.statistics.stop_leading()
+            statistics.stop_leading()
+        if self._is_watched:
+            lost_ms = statistics.recovery_time_ms if statistics.failovers > failovers else 0
+            self._publish([PrimaryChanged(event.leader, previous, event.term, lost_ms)])
         if event.leader:
             logger.info("%s: the primary is %s (term %d)", self.name, event.leader, event.term)
         else:

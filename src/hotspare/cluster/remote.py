@@ -7,6 +7,7 @@ asked again where that is safe, and groups of writes are sent again under their 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,12 +25,15 @@ from hotspare.errors import (
     Unavailable,
     from_dict,
 )
+from hotspare.events import Event, Missed, from_values
 from hotspare.protocol.clock import ClusterClock
 from hotspare.settings import Address
 from hotspare.table import Command, RawGroup
 
 CONNECT_TIMEOUT_MS = 1000
 """How long one address may take before the next one is tried."""
+POLL_MS = 500
+"""How long the home may wait for events before it answers that there are none."""
 SILENCE_MS = 1500
 """A home that says nothing for so long while something waits for its answer is left for the next one: it may
 hang, or have lost the others."""
@@ -42,7 +46,9 @@ STOP_TIMEOUT_MS = 1000
 
 
 @dataclass(slots=True)
-class _Asked:
+class Asked:
+    """A call, and what comes of it."""
+
     call: calls.Call
     answer: asyncio.Future[Any]
     is_sent: bool = False
@@ -70,7 +76,7 @@ class RemoteEngine:
         self._writer = Writer(batch_size, batch_timeout_ms, max_clock_skew_ms, self._schedule)
         self._clock = ClusterClock()
         self._connection: Dialled | None = None
-        self._calls: dict[int, _Asked] = {}
+        self._calls: dict[int, Asked] = {}
         """Those without an answer, by context."""
         self._next_context = 0
         self._parts = bytearray()
@@ -86,6 +92,15 @@ class RemoteEngine:
         self._looked_ms = 0
         self._heard_ms = 0
         """When the home said something last, or nothing was to be said."""
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._is_stopped
+
+    @property
+    def patience_ms(self) -> int:
+        """How long a call may take unless said otherwise."""
+        return self._timeout_ms
 
     @property
     def home(self) -> str:
@@ -145,26 +160,46 @@ class RemoteEngine:
         return await self._writer.write(commands, size_of(commands), clocks.boot_ms(), timeout_ms)
 
     async def call(self, verb: str, timeout_ms: int, **arguments: Any) -> Any:
-        self._check_running()
-        self._next_context += 1
-        context = self._next_context
-        asked = _Asked(calls.Call(context, verb, arguments, timeout_ms), self._loop.create_future())
-        self._calls[context] = asked
-        self._ask(asked)
+        asked = self.begin_call(verb, timeout_ms, arguments)
         try:
             # The node keeps to the timeout; the client's own is for a node that is gone.
             async with asyncio.timeout((timeout_ms + CONNECT_TIMEOUT_MS) / 1000):
                 return await asked.answer
         except TimeoutError:
-            raise Unavailable(f"none of {self._all_addresses()} answered in time") from None
+            raise self.no_answer() from None
         finally:
-            del self._calls[context]
+            self.forget_call(asked)
+
+    def watch(self, max_waiting: int) -> RemoteFeed:
+        return RemoteFeed(self, max_waiting)
+
+    # --- calls ------------------------------------------------------------------------------------------
+
+    def begin_call(self, verb: str, timeout_ms: int, arguments: dict[str, Any]) -> Asked:
+        """Asks before anything that is asked later. Raises NotReady."""
+        self._check_running()
+        self._next_context += 1
+        call = calls.Call(self._next_context, verb, arguments, timeout_ms)
+        asked = self._calls[call.context] = Asked(call, self._loop.create_future())
+        self._ask(asked)
+        return asked
+
+    def forget_call(self, asked: Asked) -> None:
+        self._calls.pop(asked.call.context, None)
+
+    def no_answer(self) -> Unavailable:
+        return Unavailable(f"none of {self._all_addresses()} answered in time")
+
+    def tell(self, verb: str, arguments: dict[str, Any]) -> None:
+        """A call whose answer is of no interest."""
+        self._next_context += 1
+        self._send(calls.Call(self._next_context, verb, arguments, self._timeout_ms))
 
     def _check_running(self) -> None:
         if self._keeper is None or self._is_stopped:
             raise NotReady("this client does not run")
 
-    def _ask(self, asked: _Asked) -> None:
+    def _ask(self, asked: Asked) -> None:
         asked.is_sent = self._send(asked.call)
 
     # --- connecting -------------------------------------------------------------------------------------
@@ -267,12 +302,12 @@ class RemoteEngine:
             self._writer.origin.refuse(message.reason)
 
     def _on_return(self, message: calls.Return) -> None:
-        asked = self._calls.get(message.context)
+        asked = self._calls.pop(message.context, None)
         if asked is not None and not asked.answer.done():
             asked.answer.set_result(message.value)
 
     def _on_failure(self, message: calls.Failure) -> None:
-        asked = self._calls.get(message.context)
+        asked = self._calls.pop(message.context, None)
         if asked is not None and not asked.answer.done():
             asked.answer.set_exception(from_dict(message.error))
 
@@ -337,6 +372,72 @@ class RemoteEngine:
                 return
             self._timer.cancel()
         self._timer = self._loop.call_later(delay_ms / 1000, self._on_timer)
+
+
+class RemoteFeed:
+    """The events of the home node. What happens while there is none, or before the next one listens, is
+    missed, and nobody knows how much it was."""
+
+    def __init__(self, engine: RemoteEngine, max_waiting: int) -> None:
+        """Listens from now on. Raises NotReady."""
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._number = next(_feed_numbers)
+        self._max_waiting = max_waiting
+        self._has_begun = False
+        self._is_closed = False
+        self._asked: Asked | None = self._ask()
+        """The question under way. It outlives a cancelled `take`: its answer must not get lost."""
+
+    def _ask(self) -> Asked:
+        arguments = {"feed": self._number, "max_waiting": self._max_waiting}
+        asked = self._engine.begin_call("take_events", POLL_MS, arguments)
+        asked.answer.add_done_callback(_retrieve)
+        return asked
+
+    async def take(self) -> list[Event]:
+        while not self._is_over:
+            asked = self._asked = self._asked or self._ask()
+            await asyncio.wait([asked.answer], timeout=self._engine.patience_ms / 1000)
+            if self._is_over:
+                break
+            if not asked.answer.done():
+                raise self._engine.no_answer()
+            self._asked = None
+            begins, events = asked.answer.result()
+            if events:
+                return from_values(events)
+            if begins and self._has_begun:
+                return [Missed(None)]
+            self._has_begun = True
+        return []
+
+    @property
+    def _is_over(self) -> bool:
+        return self._is_closed or self._engine.is_stopped
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            if self._asked is not None:
+                self._asked.answer.cancel()
+                self._engine.forget_call(self._asked)
+            self._engine.tell("end_events", {"feed": self._number})
+
+    def __del__(self) -> None:
+        # On any thread. The node keeps what nobody takes until it is told, or the connection ends.
+        if hasattr(self, "_asked") and not self._is_over:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._engine.tell, "end_events", {"feed": self._number})
+
+
+_feed_numbers = itertools.count(1)
+
+
+def _retrieve(answer: asyncio.Future[Any]) -> None:
+    """Nobody may be waiting for it."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 _REACTIONS: dict[type, Any] = {

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from hotspare.cluster import calls, clocks
-from hotspare.errors import HotspareError, ProtocolError, Unavailable
+from hotspare.cluster.feeds import Feed
+from hotspare.errors import HotspareError, ProtocolError, Refused, Unavailable
+from hotspare.events import Event
 from hotspare.table import check_group
 
 if TYPE_CHECKING:
@@ -22,6 +28,10 @@ MAX_GROUPS = 64
 MAX_GROUP_BYTES = 4 * 1024 * 1024
 """Larger than any group of one command, and small enough for every frame that may carry it on."""
 MAX_NONCE_BYTES = 64
+MAX_FEEDS = 16
+"""Of events, to one client."""
+MAX_POLL_MS = 1000
+"""How long a question for events may wait for some: who asks must hear that this node is alive."""
 
 
 class Outgoing(Protocol):
@@ -39,6 +49,8 @@ class ClientSession:
         self._calls: set[asyncio.Task[None]] = set()
         self._groups: set[tuple[int, int]] = set()
         """Under way: (origin, first number)."""
+        self._feeds: dict[int, Feed] = {}
+        """Of events, by the client's number for each."""
         self._nonce = b""
         """Of the enrolment under way; empty when there is none."""
 
@@ -57,6 +69,8 @@ class ClientSession:
 
     def closed(self, reason: str) -> None:
         self._node.leave(self)
+        for feed in self._feeds.values():
+            feed.close()
         for task in self._calls:
             task.cancel()
 
@@ -91,7 +105,11 @@ class ClientSession:
 
     async def _answer(self, call: calls.Call) -> None:
         try:
-            value = await self._node.call(call.verb, call.timeout_ms, **call.arguments)
+            answer = _OWN_VERBS.get(call.verb)
+            if answer is not None:
+                value = await answer(self, call.timeout_ms, **call.arguments)
+            else:
+                value = await self._node.call(call.verb, call.timeout_ms, **call.arguments)
             self._send(calls.Return(call.context, value))
         except HotspareError as exc:
             self._send(calls.Failure(call.context, exc.to_dict()))
@@ -103,6 +121,30 @@ class ClientSession:
             problem = f"a call of {call.verb!r:.40} that fails ({type(exc).__name__})"
             error = ProtocolError(problem, "its arguments")
             self._send(calls.Failure(call.context, error.to_dict()))
+
+    # --- events -----------------------------------------------------------------------------------------
+
+    async def _take_events(self, timeout_ms: int, feed: int, max_waiting: int) -> tuple[bool, list[Any]]:
+        """Whether that feed begins only now, and its next events. The client asks for some when it has dealt
+        with the last ones: so it sets the pace, and what waits meanwhile is bounded here."""
+        known = self._feeds.get(feed)
+        if known is None:
+            if len(self._feeds) >= MAX_FEEDS:
+                raise Refused("events", f"this client has {MAX_FEEDS} of them already: close some")
+            self._feeds[feed] = self._node.watch(max_waiting)
+            return True, []
+        events: list[Event] = []
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(timeout_ms, MAX_POLL_MS) / 1000):
+                events = await known.take()
+                if not events:  # the node is being stopped, and the client will soon go on to another one
+                    await asyncio.Event().wait()
+        return False, msgspec.to_builtins(events)
+
+    async def _end_events(self, timeout_ms: int, feed: int) -> None:
+        known = self._feeds.pop(feed, None)
+        if known is not None:
+            known.close()
 
     # --- to the client ----------------------------------------------------------------------------------
 
@@ -123,3 +165,10 @@ class ClientSession:
 
     def _send(self, message: calls.ToClient) -> None:
         self._connection.send(calls.frames_to_client(message))
+
+
+_OWN_VERBS: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
+    "take_events": ClientSession._take_events,
+    "end_events": ClientSession._end_events,
+}
+"""Calls that are about the connection, not about the node."""

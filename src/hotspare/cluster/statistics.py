@@ -42,7 +42,8 @@ class Statistics:
         self._samples: deque[tuple[float, float]] = deque(maxlen=MAX_SAMPLES)
         """(when, lag in ms)."""
         self._last_index = 0
-        self._last_leader = ""
+        self.last_leader = ""
+        """The last primary that this node has known."""
         self._leaderless_since_ms = 0
 
     def note_proposed(self, node: Node) -> None:
@@ -81,10 +82,10 @@ class Statistics:
         if not leader:
             self._leaderless_since_ms = self._leaderless_since_ms or now_ms
             return
-        if self._last_leader and leader != self._last_leader:
+        if self.last_leader and leader != self.last_leader:
             self.failovers += 1
             self.recovery_time_ms = now_ms - self._leaderless_since_ms if self._leaderless_since_ms else 0
-        self._last_leader, self._leaderless_since_ms = leader, 0
+        self.last_leader, self._leaderless_since_ms = leader, 0
 
     def lag_of(self, follower: ServerId) -> float:
         """How long the oldest entry that it has not acknowledged has been on its way; 0 when it has all."""

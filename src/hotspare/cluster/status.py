@@ -22,7 +22,7 @@ def status(node: ClusterNode) -> dict[str, Any]:
         "node": node.name,
         "address": replica.config.address,
         "incarnation": replica.id,
-        "role": _role(replica),
+        "role": role_of(replica),
         "primary": replica.leader,
         "term": raft.term if raft is not None else 0,
         "cluster_id": replica.cluster_id,
@@ -48,7 +48,7 @@ def _silence_ms(replica: Replica, now_ms: int) -> int | None:
     return now_ms - raft.heard_ms if raft is not None and raft.heard_ms >= 0 else None
 
 
-def _role(replica: Replica) -> str:
+def role_of(replica: Replica) -> str:
     if replica.node is None:
         return "unfounded"
     if replica.is_leader:

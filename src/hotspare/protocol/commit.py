@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hotspare.events import Event
 from hotspare.raft.messages import ServerId, SnapshotMark
 from hotspare.raft.node import Ready
 from hotspare.store import Row, SnapshotReader, Store, Transaction, journal
@@ -26,6 +27,8 @@ class Work:
     """What came of the entries that were applied."""
     readers: list[tuple[ServerId, SnapshotReader, int]] = field(default_factory=list)
     """(follower, snapshot opened for it, the index it ends at)."""
+    events: list[Event] = field(default_factory=list)
+    """What happened to the sessions, if anybody listens."""
 
     def perform(self) -> None:
         """Raises StoreError or ProtocolError; then nothing of it is there, and the node must stop."""
@@ -34,6 +37,7 @@ class Work:
             self._write(transaction)
             self._apply(transaction)
             transaction.commit()
+            self.events = self.table.take_events()
         except BaseException:
             transaction.abort()
             raise
