@@ -18,7 +18,9 @@ import hotspare
 ROOT = Path(hotspare.__file__).parent
 
 DECIDING = "errors session store raft table protocol"
-EVERYTHING_BELOW = f"{DECIDING} settings store.plain store.lmdb store.journal replica engine cluster redis"
+EVERYTHING_BELOW = (
+    f"{DECIDING} settings store.plain store.lmdb store.reader store.journal replica engine cluster redis"
+)
 
 # `store` is the port alone; its adapters are parts of their own.
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -32,11 +34,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "table": "errors session store",
         "store.plain": "errors store",
         "store.lmdb": "errors store",
+        "store.reader": "errors store store.lmdb",
         "store.journal": "errors store raft",
         "protocol": "errors session store store.journal raft table",
         "replica": f"{DECIDING} store.journal",
         "engine": "errors table",
-        "cluster": f"{DECIDING} settings store.plain store.lmdb store.journal replica engine",
+        "cluster": f"{DECIDING} settings store.plain store.lmdb store.reader store.journal replica engine",
         "redis": "errors settings session table engine",
         "replicator": EVERYTHING_BELOW,
         "blocking": f"{EVERYTHING_BELOW} replicator",

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import msgspec
 
 from hotspare.cluster import clocks, status
+from hotspare.cluster.lease import LeasePage
 from hotspare.cluster.local import NoTransport
 from hotspare.cluster.reading import LocalReads
 from hotspare.cluster.service import ClientSession
@@ -84,7 +85,8 @@ class Home(Protocol):
 class ClusterNode:
     """A member of a cluster, and the engine of an in-process replicator."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, page: LeasePage | None = None) -> None:
+        """With a `page` beside its store, processes of this host can read the copy without asking."""
         self.settings = settings
         self.name = settings.node
         self.store = store
@@ -102,7 +104,8 @@ class ClusterNode:
         self._writer = Writer(
             settings.batch_size, settings.batch_timeout_ms, settings.max_clock_skew_ms, self._schedule
         )
-        self._reads = LocalReads(store, self._not_fresh)
+        self._page = page
+        self._reads = LocalReads(store, self._not_fresh, page)
         self.read_local = self._reads.read
         self._is_pump_scheduled = False
         self._is_catching_up = False
@@ -428,6 +431,19 @@ class ClusterNode:
     async def _call_metrics(self, timeout_ms: int) -> dict[str, Any]:
         return status.metrics(self)
 
+    async def _call_attach(self, timeout_ms: int) -> dict[str, Any]:
+        """Where a process of this host finds the copy. What it may do there, the files' modes say."""
+        if self._page is None:
+            reason = (
+                f"{self.name} keeps its copy inside a process; only a daemon (hotspare serve) can be read"
+            )
+            raise Refused("attach", reason)
+        return {
+            "directory": str(self._page.directory),
+            "page": self._page.id,
+            "max_staleness_ms": self.settings.max_staleness_ms,
+        }
+
     # --- origins: ours and those of clients -----------------------------------------------------------
 
     def enrol(self, nonce: bytes, home: Home) -> None:
@@ -496,7 +512,7 @@ class ClusterNode:
                 self._schedule()  # heartbeats never wait behind a long log or snapshot
                 break
         self._send_out(replica)
-        self._reads.publish(self._fresh_until(replica), replica.clock, now.boot_ms)
+        self._reads.publish(self._fresh_until(replica), replica.clock, now.boot_ms, replica.id)
         events = replica.take_events()
         if events:
             self._dispatch(events)
@@ -748,6 +764,7 @@ _VERBS: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
     "promote": ClusterNode._call_promote,
     "failover": ClusterNode._call_failover,
     "found": ClusterNode._call_found,
+    "attach": ClusterNode._call_attach,
 }
 
 _REACTIONS: dict[type, Callable[[ClusterNode, Any], None]] = {
