@@ -1,6 +1,7 @@
 """The same verbs as plain calls: one event loop on a thread of its own, and a portal to it.
 
-A local read does not go through the portal: it is a look-up in memory, on the caller's thread.
+A local read does not go through the portal: it is a look-up in memory, on the caller's thread. An attached
+process has a portal only from its first write on, to keep the connection to its daemon; reading takes none.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
+from hotspare.cluster.attached import AttachedEngine
 from hotspare.engine import Engine, Read
 from hotspare.errors import ForkedProcess, NotReady
 from hotspare.events import Event
@@ -42,7 +44,8 @@ class SessionReplicator:
     """Replicated sessions, for programs without an event loop. Every verb is safe from any thread.
 
     With settings (or keyword arguments of the same names) it runs a node of the cluster in this process, on
-    a background thread; it cannot be used in a forked child, which has no such thread. Raises ConfigError.
+    a background thread; it cannot be used in a forked child, which has no such thread. With `attach` it reads
+    the copy of a daemon on this host and writes through it, in forked children as well. Raises ConfigError.
 
         with SessionReplicator(node="127.0.0.1:7401") as sessions:
             sessions.start_cluster(["127.0.0.1:7402", "127.0.0.1:7403"])
@@ -61,8 +64,10 @@ class SessionReplicator:
         self._portal: _Portal | None = None
         self._pid = 0
         """The process in which the portal was made."""
-        self._read_local = self._async.engine.read_local
-        self._has_copy = self._async.engine.has_copy
+        engine = self._async.engine
+        self._attached = engine if isinstance(engine, AttachedEngine) else None
+        self._read_local = engine.read_local
+        self._has_copy = engine.has_copy
         self._keyring = self._async.keyring
         _replicators.add(self)
 
@@ -72,7 +77,9 @@ class SessionReplicator:
         """See AsyncSessionReplicator.start."""
         self._check_process()
         with self._lock:
-            if self._portal is None:
+            if self._attached is not None:
+                self._attached.start_blocking()
+            elif self._portal is None:
                 portal = _Portal()
                 try:
                     portal.submit(self._async.start()).result()
@@ -86,6 +93,8 @@ class SessionReplicator:
         self._check_process()
         with self._lock:
             portal, self._portal = self._portal, None
+            if self._attached is not None:
+                self._attached.stop_reading()
             if portal is not None:
                 try:
                     portal.submit(self._async.stop()).result()
@@ -231,8 +240,19 @@ class SessionReplicator:
         self._check_process()
         portal = self._portal
         if portal is None:
-            raise NotReady(NOT_RUNNING)
+            if self._attached is None:
+                raise NotReady(NOT_RUNNING)
+            return self._portal_of(self._attached)
         return portal
+
+    def _portal_of(self, attached: AttachedEngine) -> _Portal:
+        """That of this process, from now on."""
+        with self._lock:
+            if not attached.is_started:
+                raise NotReady(NOT_RUNNING)
+            if self._portal is None:
+                self._portal, self._pid = _Portal(), os.getpid()
+            return self._portal
 
     @property
     def _is_inherited(self) -> bool:
@@ -244,7 +264,12 @@ class SessionReplicator:
             raise ForkedProcess(self._pid, os.getpid())
 
     def _forked(self) -> None:
-        if self._portal is not None:
+        """In the child."""
+        if self._attached is not None:
+            self._lock = threading.Lock()  # another thread of the parent may have held it
+            _left_behind.append(self._portal)
+            self._portal = None
+        elif self._portal is not None:
             self._read_local = self._refuse_forked
 
     def _refuse_forked(self, id: bytes, /) -> NoReturn:
@@ -351,6 +376,8 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 _replicators: weakref.WeakSet[SessionReplicator] = weakref.WeakSet()
+_left_behind: list[object] = []
+"""In a forked child: the parent's event loops. To close one, or collect it, would disturb the parent."""
 
 
 def _after_fork_in_child() -> None:

@@ -83,7 +83,7 @@ class AsyncSessionReplicator:
         if settings is None and engine is not None:
             settings = Settings()  # what file and environment say is meant for nodes
         self.settings = _settings(settings, overrides)
-        self.engine = engine if engine is not None else _in_process_node(self.settings)
+        self.engine = engine if engine is not None else _engine_for(self.settings)
         self.keyring = Keyring.of(self.settings)
         self._timeout_ms = self.settings.replication_rpc_timeout_ms
 
@@ -429,7 +429,11 @@ def _settings(settings: Settings | None, overrides: dict[str, Any]) -> Settings:
     return Settings.load(**overrides) if settings is None else settings.changed(**overrides)
 
 
-def _in_process_node(settings: Settings) -> Engine:
+def _engine_for(settings: Settings) -> Engine:
+    if settings.attach is not None and settings.enabled:
+        from hotspare.cluster.attached import AttachedEngine
+
+        return AttachedEngine(settings)
     from hotspare.cluster.node import ClusterNode
     from hotspare.store.plain import PlainStore
 

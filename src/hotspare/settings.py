@@ -148,6 +148,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     replica_nodes: tuple[Text, ...] = ()
     """The other nodes. The node's own name may be among them: all nodes can share one list."""
     role: Literal["member", "observer"] = "member"
+    attach: Text | None = None
+    """For replicators: the address of a daemon on this host, whose copy is read instead of keeping one."""
+    attach_group: Text | None = None
+    """For daemons: the group of users whose processes may read its copy; only its own user when not given."""
 
     batch_size: Count = 100
     batch_timeout_ms: Milliseconds = 20
@@ -232,6 +236,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for key, allowed in AVAILABLE.items():
             _check_available(key, getattr(self, key), allowed)
         set_value(self, "node", str(self.address))
+        if self.attach is not None:
+            set_value(self, "attach", str(Address.parse(self.attach, key="attach")))
         set_value(self, "replica_nodes", self._other_nodes())
         self._check_reach()
         self._check_encryption_keys()

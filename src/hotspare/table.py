@@ -399,7 +399,7 @@ class Table:
 
     def reload(self, txn: Transaction) -> None:
         """Takes everything from the rows: at the start, after an abort, after a snapshot was installed."""
-        row = txn.table.get(_COUNTERS_KEY)
+        row = txn.table.get(COUNTERS_KEY)
         self.applied_index, self.applied_term, self.stamp_ms, *totals = _COUNTERS.unpack(row or _NO_COUNTERS)
         self.totals = Totals(*totals)
         self._origins = _Origins(txn.table)
@@ -412,7 +412,7 @@ class Table:
         """Writes what changed since the last time. Must come before the commit of what was applied."""
         row = _COUNTERS.pack(self.applied_index, self.applied_term, self.stamp_ms, *self.totals)
         if row != self._saved:
-            txn.table[_COUNTERS_KEY] = row
+            txn.table[COUNTERS_KEY] = row
             self._saved = row
         self._origins.save(txn.table)
 
@@ -943,7 +943,8 @@ class _Origins:
 
 
 _U64: Final = 2**64 - 1
-_COUNTERS_KEY: Final = b"c"
+COUNTERS_KEY: Final = b"c"
+"""Of the row of a copy's space `table` that `applied_index_in` takes."""
 _COUNTERS: Final = Struct(">6Q")
 _NO_COUNTERS: Final = bytes(_COUNTERS.size)
 _ORIGIN_KEY: Final = Struct(">cQ")
@@ -954,3 +955,9 @@ _RUN_KEY: Final = Struct(">cQQ")
 def _corrupt(reason: str) -> StoreCorrupt:
     # Which store it is, only its adapter knows; the sentence holds without it.
     return StoreCorrupt("this node's data directory", reason)
+
+
+def applied_index_in(counters: bytes | None) -> int:
+    """Up to where a copy had applied the log when it held this row."""
+    index: int = _COUNTERS.unpack(counters or _NO_COUNTERS)[0]
+    return index

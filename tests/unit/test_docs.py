@@ -15,8 +15,9 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +26,10 @@ import pytest
 import hotspare
 from hotspare import SessionReplicator, Settings, errors, events
 from hotspare.cli import arguments, exits
+from hotspare.cluster.remote import RemoteEngine
+from hotspare.errors import Unavailable
 from hotspare.settings import AVAILABLE
-from tests.unit.clusters import free_addresses
+from tests.unit.clusters import PATIENCE_SECONDS, free_addresses
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -87,16 +90,29 @@ def first_column(text: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[list[str]]:
-    """The addresses of four nodes that have founded a cluster, each on a thread of its own."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """The addresses of four daemons that have founded a cluster."""
     addresses = free_addresses(4)
-    nodes = [SessionReplicator(Settings(node=address)) for address in addresses]
-    for node in nodes:
-        node.start()
-    nodes[0].start_cluster(addresses[1:])
-    yield addresses
-    for node in nodes:
-        node.stop()
+    directory = tmp_path_factory.mktemp("cluster")
+    with ExitStack() as stack:
+        log = stack.enter_context((directory / "log").open("w"))
+        for address in addresses:
+            options = ["--node", address, "--replicas", ",".join(addresses), "--data-dir", address]
+            command = [sys.executable, "-m", "hotspare", "serve", *options]
+            daemon = stack.enter_context(subprocess.Popen(command, stdout=log, stderr=log, cwd=directory))
+            stack.callback(daemon.terminate)
+        wait_until_ready(addresses)
+        yield addresses
+
+
+def wait_until_ready(addresses: list[str]) -> None:
+    give_up = time.monotonic() + PATIENCE_SECONDS
+    while addresses:
+        assert time.monotonic() < give_up
+        with suppress(Unavailable), SessionReplicator(engine=RemoteEngine(addresses[-1:])) as client:
+            if client.get_replication_status()["ready"]:
+                addresses = addresses[:-1]
+        time.sleep(0.02)
 
 
 def with_free_addresses(text: str, running: list[str], started: list[str]) -> str:

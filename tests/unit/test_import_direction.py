@@ -19,7 +19,8 @@ ROOT = Path(hotspare.__file__).parent
 
 DECIDING = "errors events session store raft table protocol"
 EVERYTHING_BELOW = (
-    f"{DECIDING} settings encryption store.plain store.lmdb store.journal replica engine cluster redis"
+    f"{DECIDING} settings encryption store.plain store.lmdb store.reader store.journal replica engine "
+    "cluster redis"
 )
 
 # `store` is the port alone; its adapters are parts of their own.
@@ -36,11 +37,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "table": "errors events session store",
         "store.plain": "errors store",
         "store.lmdb": "errors store",
+        "store.reader": "errors store store.lmdb",
         "store.journal": "errors store raft",
         "protocol": "errors events session store store.journal raft table",
         "replica": f"{DECIDING} store.journal",
         "engine": "errors events table",
-        "cluster": f"{DECIDING} settings store.plain store.lmdb store.journal replica engine",
+        "cluster": f"{DECIDING} settings store.plain store.lmdb store.reader store.journal replica engine",
         "redis": "errors events settings session table engine",
         "replicator": EVERYTHING_BELOW,
         "blocking": f"{EVERYTHING_BELOW} replicator",

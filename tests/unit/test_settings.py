@@ -18,6 +18,8 @@ DEFAULTS: dict[str, Any] = {
     "advertise": None,
     "replica_nodes": (),
     "role": "member",
+    "attach": None,
+    "attach_group": None,
     "batch_size": 100,
     "batch_timeout_ms": 20,
     "replication_rpc_timeout_ms": 5000,

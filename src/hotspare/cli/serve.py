@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import grp
 import logging
 import os
 import signal
@@ -12,10 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from hotspare.cli.exits import Exit
+from hotspare.cluster.lease import LeasePage
 from hotspare.cluster.node import ClusterNode
-from hotspare.errors import ConfigError
+from hotspare.errors import ConfigError, StoreError
 from hotspare.settings import Settings
-from hotspare.store.lmdb import LmdbStore, default_directory
+from hotspare.store.lmdb import LmdbStore, current_boot_id, default_directory, share
 
 __all__ = ["serve"]
 
@@ -43,7 +45,7 @@ def serve(options: Namespace) -> int:
     )
     if not settings.enabled:
         raise ConfigError("enabled", "it is false, and a node without a network serves nobody", "true")
-    store = _open_store(settings)
+    store = open_store(settings)
     try:
         _log_to_stderr(options.log_level)
         if settings.encryption_keys or settings.encryption_keys_file is not None:
@@ -58,7 +60,7 @@ def serve(options: Namespace) -> int:
 
 
 async def _run(settings: Settings, store: LmdbStore) -> None:
-    node = ClusterNode(settings, store)
+    node = new_node(settings, store)
     stopped = _stop_on_signals()
     await node.start()
     _announce(settings, store.path)
@@ -70,13 +72,33 @@ async def _run(settings: Settings, store: LmdbStore) -> None:
     logger.info("%s stopped", settings.node)
 
 
-def _open_store(settings: Settings) -> LmdbStore:
+def open_store(settings: Settings) -> LmdbStore:
     directory = Path(settings.data_dir) if settings.data_dir else default_directory(settings.node)
     return LmdbStore.open(
         directory,
         durable=settings.storage_mode == "disk",
         map_size_bytes=MAP_SIZE_FACTOR * settings.max_memory_bytes + MAP_SIZE_RESERVE_BYTES,
     )
+
+
+def new_node(settings: Settings, store: LmdbStore) -> ClusterNode:
+    """A node whose copy other processes of this host can read. Raises ConfigError or StoreError."""
+    group = _group(settings.attach_group)
+    try:
+        page = LeasePage.open(store.path, current_boot_id())
+    except OSError as exc:
+        raise StoreError(str(store.path), exc.strerror or str(exc)) from exc
+    share(store.path, group)
+    return ClusterNode(settings, store, page)
+
+
+def _group(name: str | None) -> int | None:
+    if name is None:
+        return None
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ConfigError("attach_group", f"there is no group {name!r:.40}", "one of this host") from None
 
 
 def _stop_on_signals() -> asyncio.Future[None]:

@@ -20,6 +20,7 @@ import msgspec
 
 from hotspare.cluster import clocks, status
 from hotspare.cluster.feeds import Feed, Feeds
+from hotspare.cluster.lease import LeasePage
 from hotspare.cluster.local import NoTransport
 from hotspare.cluster.reading import LocalReads
 from hotspare.cluster.service import ClientSession
@@ -86,7 +87,8 @@ class Home(Protocol):
 class ClusterNode:
     """A member of a cluster, and the engine of an in-process replicator."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, page: LeasePage | None = None) -> None:
+        """With a `page` beside its store, processes of this host can read the copy without asking."""
         self.settings = settings
         self.name = settings.node
         self.store = store
@@ -109,7 +111,8 @@ class ClusterNode:
         """Whether anybody listens to events, or did until the last one came."""
         self._role = ""
         """The one that listeners know of."""
-        self._reads = LocalReads(store, self._not_fresh)
+        self._page = page
+        self._reads = LocalReads(store, self._not_fresh, page)
         self.read_local = self._reads.read
         self._is_pump_scheduled = False
         self._is_catching_up = False
@@ -436,6 +439,19 @@ class ClusterNode:
     async def _call_metrics(self, timeout_ms: int) -> dict[str, Any]:
         return status.metrics(self)
 
+    async def _call_attach(self, timeout_ms: int) -> dict[str, Any]:
+        """Where a process of this host finds the copy. What it may do there, the files' modes say."""
+        if self._page is None:
+            reason = (
+                f"{self.name} keeps its copy inside a process; only a daemon (hotspare serve) can be read"
+            )
+            raise Refused("attach", reason)
+        return {
+            "directory": str(self._page.directory),
+            "page": self._page.id,
+            "max_staleness_ms": self.settings.max_staleness_ms,
+        }
+
     # --- events -----------------------------------------------------------------------------------------
 
     def watch(self, max_waiting: int) -> Feed:
@@ -529,7 +545,7 @@ class ClusterNode:
                 self._schedule()  # heartbeats never wait behind a long log or snapshot
                 break
         self._send_out(replica)
-        self._reads.publish(self._fresh_until(replica), replica.clock, now.boot_ms)
+        self._reads.publish(self._fresh_until(replica), replica.clock, now.boot_ms, replica.id)
         events = replica.take_events()
         if events:
             self._dispatch(events)
@@ -788,6 +804,7 @@ _VERBS: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
     "promote": ClusterNode._call_promote,
     "failover": ClusterNode._call_failover,
     "found": ClusterNode._call_found,
+    "attach": ClusterNode._call_attach,
 }
 
 _REACTIONS: dict[type, Callable[[ClusterNode, Any], None]] = {

@@ -37,7 +37,7 @@ POLL_MS = 500
 SILENCE_MS = 1500
 """A home that says nothing for so long while something waits for its answer is left for the next one: it may
 hang, or have lost the others."""
-ONE_NODE_ONLY = ("promote", "found", "status", "metrics", "flush")
+ONE_NODE_ONLY = ("promote", "found", "status", "metrics", "flush", "attach")
 """Calls that mean the very node that was asked: not repeated at another one."""
 PAUSE_MS = 50
 """Between two rounds over all addresses, and between two looks at what waits."""
@@ -89,13 +89,11 @@ class RemoteEngine:
         self._timer: asyncio.TimerHandle | None = None
         self._lost = asyncio.Event()
         self._is_stopped = False
+        self.connections = 0
+        """How many there have been, each to a home that may be another one than before."""
         self._looked_ms = 0
         self._heard_ms = 0
         """When the home said something last, or nothing was to be said."""
-
-    @property
-    def is_stopped(self) -> bool:
-        return self._is_stopped
 
     @property
     def patience_ms(self) -> int:
@@ -106,6 +104,11 @@ class RemoteEngine:
     def home(self) -> str:
         """The node that answers; empty while there is none."""
         return self._connection.welcome.name if self._connection is not None else ""
+
+    @property
+    def is_stopped(self) -> bool:
+        """By its owner, or because its event loop was shut down."""
+        return self._is_stopped
 
     async def start(self) -> None:
         """Raises Unavailable when no address can be reached in time, Refused or ProtocolError at once."""
@@ -133,18 +136,24 @@ class RemoteEngine:
                     await self._writer.settle()
         self._keeper.cancel()
         await asyncio.gather(self._keeper, return_exceptions=True)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._writer.close("the client was stopped")
-        for asked in self._calls.values():
-            if not asked.answer.done():
-                asked.answer.set_exception(Unavailable("the client was stopped"))
-        connection, self._connection = self._connection, None
+        connection = self._let_go("the client was stopped")
         if connection is not None:
-            connection.close()
             _, unended = await asyncio.wait([connection.ended], timeout=STOP_TIMEOUT_MS / 1000)
             if unended:
                 connection.abort()
+
+    def _let_go(self, reason: str) -> Dialled | None:
+        """Tells everybody who waits, and closes the connection."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._writer.close(reason)
+        for asked in self._calls.values():
+            if not asked.answer.done():
+                asked.answer.set_exception(Unavailable(reason))
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        return connection
 
     # --- the engine's verbs -----------------------------------------------------------------------------
 
@@ -205,9 +214,14 @@ class RemoteEngine:
     # --- connecting -------------------------------------------------------------------------------------
 
     async def _keep_connected(self) -> None:
-        while True:
-            await self._lost.wait()
-            await self._connect()
+        try:
+            while True:
+                await self._lost.wait()
+                await self._connect()
+        finally:
+            if not self._is_stopped:  # the event loop is shut down under us
+                self._is_stopped = True
+                self._let_go("its event loop was shut down")
 
     async def _connect(self) -> None:
         """Returns once connected, however long it takes, unless all addresses say that it is no use."""
@@ -223,6 +237,7 @@ class RemoteEngine:
                         raise
                     failures.append(exc)
                 else:
+                    self.connections += 1
                     self._lost.clear()
                     self._resume()
                     return

@@ -117,7 +117,7 @@ class Store(Protocol):
         """At most `limit` sessions in id order, from the first id greater than `after` on; any thread."""
 
     def due_count(self, now_ms: int, at_most: int = NO_LIMIT) -> int:
-        """How many sessions are expired at `now_ms` and not pruned yet, counted up to `at_most`; any thread."""
+        """How many sessions are expired at `now_ms` and not pruned yet, up to `at_most`; any thread."""
 
     def snapshot(self) -> SnapshotReader:
         """Opens a reader, between two transactions. It is to be closed, and before the store is."""

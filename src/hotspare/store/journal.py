@@ -23,7 +23,8 @@ FORMAT: Final = 1
 
 BEGINNING: Final = SnapshotMark(0, 0, Configuration("", ()))
 
-_IDENTITY: Final = b"identity"
+IDENTITY_KEY: Final = b"identity"
+"""Of the row of the space `node` that `identity_in` takes."""
 _HARD_STATE: Final = b"hard_state"
 _MARK: Final = b"mark"
 _CHECKSUM_BYTES: Final = 4
@@ -59,12 +60,18 @@ _decoders: dict[type[Any], msgspec.msgpack.Decoder[Any]] = {
 
 
 def save_identity(txn: Transaction, identity: Identity) -> None:
-    _write(txn.node, _IDENTITY, identity)
+    _write(txn.node, IDENTITY_KEY, identity)
+
+
+def identity_in(row: bytes) -> Identity:
+    """Raises StoreCorrupt."""
+    return _unseal(IDENTITY_KEY, row, Identity, "the row that says which server this is")
 
 
 def load_identity(txn: Transaction) -> Identity | None:
     """None in an empty store. Raises StoreCorrupt, StoreForeign."""
-    identity = _read(txn.node, _IDENTITY, Identity, "the row that says which server this is")
+    row = txn.node.get(IDENTITY_KEY)
+    identity = None if row is None else identity_in(row)
     if identity is not None and identity.format > FORMAT:
         raise StoreForeign(_WHERE, f"it has format {identity.format}, and this version knows up to {FORMAT}")
     return identity

@@ -9,6 +9,7 @@ In a directory of its own:
   big-endian), then the id.
 * `hotspare.json`: the format, the mode, and the boot under which this was written.
 * `owner.lock`: locked by the one process that writes.
+* `lease`: the node's word on how fresh this is, for readers in other processes; see `hotspare.cluster.lease`.
 
 **Two modes.** Without `durable` nothing is ever synced: the contents outlive the process, not the host, and
 are valid only under the boot they were written under. With it every commit is on the disk when it returns.
@@ -48,11 +49,14 @@ FORMAT: Final = 1
 MAX_READERS: Final = 1024
 """Read transactions open at one moment, in all processes together."""
 
+MAX_DATABASES: Final = 16
+
 _MARKER: Final = "hotspare.json"
 _OWNER: Final = "owner.lock"
 _DATA: Final = "data.mdb"
 _LOCK: Final = "lock.mdb"
-_GENERATION: Final = b"generation"
+_LEASE: Final = "lease"
+GENERATION_KEY: Final = b"generation"
 
 _READER_CHECK_TRANSACTIONS: Final = 1024
 """So often we look for readers that died in mid-read: what they were reading could never be reused."""
@@ -67,11 +71,31 @@ def default_directory(node: str) -> Path:
     """
     shared_memory = Path("/dev/shm")
     base = shared_memory if _is_tmpfs(shared_memory) else Path(tempfile.gettempdir())
-    of_user = base / f"hotspare-{os.getuid()}"
+    of_user = base / _of_user()
     _make_private(of_user)
     # A node's name may hold anything. The dot is quoted where it could lead out of the directory.
     name = quote(node, safe=":")
     return of_user / (f"%2E{name[1:]}" if name.startswith(".") else name)
+
+
+def share(directory: Path, group: int | None) -> None:
+    """Lets the members of this group read the store in `directory`, or (None) nobody but its user.
+
+    LMDB's readers write their places into the lock file; nothing else is theirs to write. Raises StoreError.
+    """
+    with _translated(directory):
+        for name, shared_mode in ((_DATA, 0o640), (_LOCK, 0o660), (_LEASE, 0o640)):
+            os.chown(directory / name, -1, -1 if group is None else group)
+            os.chmod(directory / name, 0o600 if group is None else shared_mode)
+        if group is not None:
+            os.chown(directory, -1, group)
+            os.chmod(directory, stat.S_IMODE(directory.stat().st_mode) | 0o050)
+            if directory.parent.name == _of_user():
+                os.chmod(directory.parent, 0o711)  # to be passed through
+
+
+def _of_user() -> str:
+    return f"hotspare-{os.getuid()}"
 
 
 def current_boot_id() -> str:
@@ -99,7 +123,7 @@ class LmdbStore:
         self._store = environment.open_db(b"store")
         self._generations = [_open_generation(environment, number) for number in (0, 1)]
         with environment.begin(self._store) as txn:
-            number = int(txn.get(_GENERATION, b"0"))
+            number = int(txn.get(GENERATION_KEY, b"0"))
         self._current = self._generations[number]
         self._staging_is_stale = True
         # Nothing expires before. Known to the writing thread; others may see one that is too low.
@@ -126,7 +150,7 @@ class LmdbStore:
                 environment = lmdb.open(
                     str(directory),
                     map_size=map_size_bytes,
-                    max_dbs=16,
+                    max_dbs=MAX_DATABASES,
                     max_readers=MAX_READERS,
                     max_spare_txns=1,
                     mode=0o600,
@@ -280,7 +304,7 @@ class LmdbTransaction:
     def install_staged(self) -> None:
         staged = self._staged()
         with self._store._translated():
-            self._txn.put(_GENERATION, b"%d" % staged.number, db=self._store._store)
+            self._txn.put(GENERATION_KEY, b"%d" % staged.number, db=self._store._store)
         # A new object each time: that is how readers notice.
         self._use(staged._replace())
         # Readers may be on their way into the old one: the next transaction empties it.
@@ -490,7 +514,7 @@ def _claim(directory: Path, boot_id: str) -> None:
     if found == marker:
         return
     # In this order: what is marked with this boot's id counts as valid.
-    for name in (_DATA, _LOCK):
+    for name in (_LEASE, _DATA, _LOCK):
         (directory / name).unlink(missing_ok=True)
     _write_marker(directory, marker)
 
