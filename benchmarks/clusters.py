@@ -157,31 +157,42 @@ class Child:
                     pipe.close()
 
 
-class NodeProcess(Child):
-    """An in-process node in a process of its own, which answers the questions of node_process.py.
+class Answering(Child):
+    """A module of the bench in a process of its own, which answers lines of JSON.
 
     It ends when its input does: even if the bench is killed, nothing stays behind.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, module: str, *arguments: str) -> None:
         super().__init__(
-            [sys.executable, "-m", "benchmarks.node_process", json.dumps(settings)],
+            [sys.executable, "-m", f"benchmarks.{module}", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
         )
 
-    def ask(self, question: str, argument: object = None) -> Any:
+    def begin_to_ask(self, question: object) -> None:
         assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(question) + "\n")
+
+    def answer(self) -> Any:
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps([question, argument]) + "\n")
         answer = self.process.stdout.readline()
         if not answer:
-            raise ClusterFailed(
-                f"a node process ended before it answered {question!r}; its last words are above"
-            )
+            raise ClusterFailed("a process of the bench ended before it answered; its last words are above")
         return json.loads(answer)
+
+
+class NodeProcess(Answering):
+    """An in-process node; the questions are those of node_process.py."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__("node_process", json.dumps(settings))
+
+    def ask(self, question: str, argument: object = None) -> Any:
+        self.begin_to_ask([question, argument])
+        return self.answer()
 
 
 def _listens(address: str) -> bool:

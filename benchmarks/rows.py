@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks import redis_peer
 from benchmarks.clusters import (
+    Answering,
     ClusterFailed,
     DaemonCluster,
     InProcessCluster,
@@ -29,6 +30,10 @@ from benchmarks.sessions import TTL_MS, decode, encode
 
 MICROSECONDS = 1e6
 MILLISECONDS = 1e3
+
+READERS = 4
+READERS_LEAD_S = 0.5
+"""For all of them to have heard the question."""
 
 LAG_LOAD_PER_S = 5_000
 LAG_TICK_S = 0.01
@@ -86,6 +91,39 @@ def _get_from_peers(run: Run, resources: ExitStack) -> Sides:
         sides[REDIS_GET] = lambda: _median_time(peer.get, ids)
         sides[REDIS_GET_DECODED] = lambda: _median_time(lambda id: decode(peer.get(id)), ids)
     return sides
+
+
+def _read_at_once(run: Run, resources: ExitStack, ids: list[str], *where: str) -> Sample:
+    """The median of the medians of processes that read at the same time."""
+    readers = [Answering("reader_process", *where) for _ in range(READERS)]
+    for reader in readers:
+        resources.callback(reader.stop)
+
+    def sample() -> float:
+        begin = time.monotonic() + READERS_LEAD_S
+        for reader in readers:
+            reader.begin_to_ask([ids, begin, begin + run.scale.reading_seconds])
+        medians: list[float] = [reader.answer() for reader in readers]
+        return MICROSECONDS * statistics.median(medians)
+
+    return sample
+
+
+def _get_attached(run: Run, resources: ExitStack) -> Sample:
+    daemons = DaemonCluster(resources)
+    address = daemons.addresses[0]
+    client = daemons.connect(resources, address)
+    items = run.items(run.scale.reads)
+    client.store_sessions((id, data, TTL_MS) for id, data in items)
+    return _read_at_once(run, resources, [id for id, _ in items], "attached", address)
+
+
+def _get_from_peer_at_once(run: Run, resources: ExitStack) -> Sides:
+    if (peer := run.redis) is None:
+        return {}
+    items = run.items(run.scale.reads)
+    redis_peer.pipelined_store_seconds(peer, items)
+    return {REDIS_GET: _read_at_once(run, resources, [id for id, _ in items], "redis", str(peer.port))}
 
 
 def _single_store_on_node(run: Run, resources: ExitStack) -> Sample:
@@ -305,6 +343,15 @@ ROWS = (
         ),
         hotspare=_get_from_node,
         peers=_get_from_peers,
+    ),
+    Row(
+        name="attached",
+        title="attached get_session of a small session, p50, four processes at once",
+        unit="µs",
+        better=Better.LOWER,
+        targets=(Target(REDIS_GET, floor=20, aim=40),),
+        hotspare=_get_attached,
+        peers=_get_from_peer_at_once,
     ),
     Row(
         name="bulk",

@@ -32,6 +32,7 @@ class Scale:
 
     repetitions: int
     reads: int
+    reading_seconds: float
     stores: int
     single_stores: int
     writers: int
@@ -44,6 +45,7 @@ class Scale:
 FULL = Scale(
     repetitions=7,
     reads=5_000,
+    reading_seconds=1.0,
     stores=50_000,
     single_stores=2_000,
     writers=64,
@@ -55,6 +57,7 @@ FULL = Scale(
 QUICK = Scale(
     repetitions=2,
     reads=50,
+    reading_seconds=0.05,
     stores=400,
     single_stores=20,
     writers=8,

@@ -100,7 +100,7 @@ class Daemon:
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("HOTSPARE_")}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "hotspare", "serve", *self.options],
+                self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -108,6 +108,10 @@ class Daemon:
                 env=inherited | self.settings,
                 start_new_session=True,
             )
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "hotspare", "serve", *self.options]
 
     @property
     def is_running(self) -> bool:

@@ -62,7 +62,7 @@ def cluster(monkeypatch):
 
 async def shown(capsys, answer, *, as_json=False):
     asked: Any = Asked(answer)
-    code = await status.show(asked, Namespace(json=as_json, timeout_ms=1000))
+    code = await status.show(asked, Namespace(json=as_json, timeout_ms=1000, ready=False))
     assert code == 0
     return capsys.readouterr().out
 
@@ -132,3 +132,23 @@ def reachable(**changes):
 )
 def test_the_verdict_on_the_copies(nodes, verdict):
     assert status.copies(nodes).startswith(verdict)
+
+
+# --ready
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "words"),
+    [
+        (member("a:1", ready=True), 0, "a:1 is ready"),
+        (member("a:1", ready=False, role="learner", staleness_ms=3), 1, "it is learner"),
+        (member("a:1", ready=False, role="secondary", staleness_ms=None), 1, "has not learned yet"),
+    ],
+)
+async def test_readiness_is_an_exit_code(capsys, answer, code, words):
+    answer = {"staleness_ms": 0} | answer
+    asked: Any = Asked(answer)
+    assert await status.show(asked, Namespace(json=False, timeout_ms=1000, ready=True)) == code
+    assert words in capsys.readouterr().out
+    assert await status.show(asked, Namespace(json=True, timeout_ms=1000, ready=True)) == code
+    assert json.loads(capsys.readouterr().out)["ready"] is (code == 0)

@@ -52,6 +52,10 @@ def _run(options: Namespace) -> int:
             from hotspare.cli.serve import serve
 
             return serve(options)
+        case "run":
+            from hotspare.cli.run import run as run_command
+
+            return run_command(options)
         case "demo":
             from hotspare.cli.demo import demo
 

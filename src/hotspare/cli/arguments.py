@@ -29,6 +29,7 @@ several addresses, separated by commas, it goes on to the next one when one is d
 SUMMARIES = {
     "nodes": {
         "serve": "run a node",
+        "run": "run a node, and a command that attaches to it",
         "start-cluster": "found a cluster of empty nodes",
     },
     "sessions": {
@@ -85,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     # Listed above, in groups: argparse knows one list only.
     commands = parser.add_subparsers(prog="hotspare", dest="command", help=argparse.SUPPRESS)
     for add in (
-        *(_add_serve, _add_start_cluster),
+        *(_add_serve, _add_run, _add_start_cluster),
         *(_add_store, _add_get, _add_delete, _add_list),
         *(_add_status, _add_metrics, _add_events, _add_flush, _add_promote, _add_failover),
         *(_add_load, _add_demo, _add_version),
@@ -141,6 +142,38 @@ def _add_serve(commands: Commands[_Parser]) -> None:
         HOTSPARE_NODE=127.0.0.1:7401 hotspare serve
         """,
     )
+    _add_node_options(command)
+
+
+def _add_run(commands: Commands[_Parser]) -> None:
+    command = _command(
+        commands,
+        "run",
+        """\
+        Runs a node as the agent of a command: starts the node, waits until it is ready, and runs the command
+        with HOTSPARE_ATTACH set, so that its processes read this node's copy. Signals are passed on to the
+        command. When it has ended the node hands over and leaves, and the exit code is the command's, or 128
+        and the number of the signal that ended it.
+
+        Settings and options of the node are those of serve. If the node cannot go on, the command is ended.
+        """,
+        """\
+        hotspare run --node 127.0.0.1:7401 --replicas 127.0.0.1:7402,127.0.0.1:7403 -- gunicorn shop:app
+        hotspare run --config /etc/hotspare.toml -- python -m worker
+        """,
+    )
+    _add_node_options(command)
+    command.add_argument(
+        "--ready-timeout-ms",
+        type=_positive,
+        metavar="MS",
+        help="give up if the node is not ready by then (default: wait)",
+    )
+    command.add_argument("program", metavar="COMMAND", help="what to run; put -- before it")
+    command.add_argument("arguments", metavar="…", nargs=argparse.REMAINDER, help="its arguments")
+
+
+def _add_node_options(command: _Parser) -> None:
     command.add_argument(
         "--node", metavar="HOST:PORT", help="its name, and its address unless said otherwise"
     )
@@ -149,6 +182,9 @@ def _add_serve(commands: Commands[_Parser]) -> None:
         type=_list,
         metavar="HOST:PORT,…",
         help="the other nodes; its own name may be among them",
+    )
+    command.add_argument(
+        "--role", metavar="ROLE", help="member (the default) has a vote, observer a copy only"
     )
     command.add_argument(
         "--storage",
@@ -272,7 +308,7 @@ def _add_list(commands: Commands[_Parser]) -> None:
 
 
 def _add_status(commands: Commands[_Parser]) -> None:
-    _client_command(
+    command = _client_command(
         commands,
         "status",
         """\
@@ -282,7 +318,13 @@ def _add_status(commands: Commands[_Parser]) -> None:
         """\
         hotspare status
         hotspare status --json | jq .primary
+        hotspare status --ready --node 127.0.0.1:7401 --timeout-ms 1000
         """,
+    )
+    command.add_argument(
+        "--ready",
+        action="store_true",
+        help="only whether the asked node is ready: exit 0 if it is, 1 if not, 2 if it does not answer",
     )
 
 

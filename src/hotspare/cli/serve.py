@@ -34,25 +34,15 @@ MAP_SIZE_RESERVE_BYTES = 2**30
 
 def serve(options: Namespace) -> int:
     """Raises ConfigError or StoreError when the node cannot start, or cannot go on."""
-    settings = Settings.load(
-        options.config,
-        node=options.node,
-        replica_nodes=options.replicas,
-        storage_mode=options.storage,
-        data_dir=options.data_dir,
-        listen=options.listen,
-        advertise=options.advertise,
-    )
-    if not settings.enabled:
-        raise ConfigError("enabled", "it is false, and a node without a network serves nobody", "true")
+    settings = load_settings(options)
     store = open_store(settings)
     try:
-        _log_to_stderr(options.log_level)
+        log_to_stderr(options.log_level)
         if settings.encryption_keys or settings.encryption_keys_file is not None:
             logger.warning(
                 "a node needs no encryption keys, and is safer without: keep them from its settings"
             )
-        with asyncio.Runner(loop_factory=_new_loop) as runner:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
             runner.run(_run(settings, store))
     finally:
         store.close()
@@ -70,6 +60,23 @@ async def _run(settings: Settings, store: LmdbStore) -> None:
     logger.info("%s stops", settings.node)
     await node.stop()
     logger.info("%s stopped", settings.node)
+
+
+def load_settings(options: Namespace) -> Settings:
+    """Those of a daemon. Raises ConfigError."""
+    settings = Settings.load(
+        options.config,
+        node=options.node,
+        replica_nodes=options.replicas,
+        role=options.role,
+        storage_mode=options.storage,
+        data_dir=options.data_dir,
+        listen=options.listen,
+        advertise=options.advertise,
+    )
+    if not settings.enabled:
+        raise ConfigError("enabled", "it is false, and a node without a network serves nobody", "true")
+    return settings
 
 
 def open_store(settings: Settings) -> LmdbStore:
@@ -127,7 +134,7 @@ def _announce(settings: Settings, directory: Path) -> None:
         print(f"hotspare {settings.node} listening, {others}, {where}", flush=True)
 
 
-def _log_to_stderr(level: str) -> None:
+def log_to_stderr(level: str) -> None:
     # journald and container runtimes add times of their own; only the first of them says so.
     time = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
     logging.basicConfig(
@@ -135,7 +142,7 @@ def _log_to_stderr(level: str) -> None:
     )
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+def new_loop() -> asyncio.AbstractEventLoop:
     """uvloop's when it is installed: it halves what a message costs."""
     try:
         import uvloop

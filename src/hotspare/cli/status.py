@@ -28,12 +28,30 @@ Status: TypeAlias = dict[str, Any]
 
 async def show(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
     asked = await replicator.get_replication_status()
+    if options.ready:
+        return _show_readiness(asked, options)
     nodes = await ask_nodes(asked, min(PEER_TIMEOUT_MS, options.timeout_ms))
     if options.json:
         print_json(asked | {"nodes": nodes})
     else:
         _print_table(asked, nodes)
     return Exit.DONE
+
+
+def _show_readiness(asked: Status, options: Namespace) -> Exit:
+    if options.json:
+        print_json({key: asked[key] for key in ("node", "ready", "role", "primary", "staleness_ms")})
+    elif asked["ready"]:
+        print(f"{asked['node']} is ready")
+    else:
+        print(f"{asked['node']} is not ready (it is {asked['role']}, {_staleness(asked)})")
+    return Exit.DONE if asked["ready"] else Exit.NO
+
+
+def _staleness(asked: Status) -> str:
+    if asked["staleness_ms"] is None:
+        return "and has not learned yet what is committed"
+    return f"its copy {asked['staleness_ms']} ms old"
 
 
 async def ask_nodes(asked: Status, timeout_ms: int) -> list[Status]:

@@ -128,6 +128,12 @@ class ClusterNode:
             raise NotReady("it does not run")
         return self._replica
 
+    @property
+    def listening(self) -> Address:
+        """Where, once it was started."""
+        assert self._transport is not None
+        return self._transport.address
+
     async def start(self) -> None:
         """Listens and takes part. Raises ConfigError (address in use, …) or StoreError."""
         if self._is_stopping:
@@ -177,7 +183,7 @@ class ClusterNode:
         timeout_ms = self.settings.replication_rpc_timeout_ms
         if self.replica.node is None:
             await self._call_found(timeout_ms, [])
-        await self._until_ready(timeout_ms)
+        await self._until_fresh(timeout_ms)
 
     async def stop(self) -> None:
         """Answers what is pending, hands the leadership over, and leaves."""
@@ -335,10 +341,14 @@ class ClusterNode:
         context = self.replica.found({name: name for name in others}, timeout_ms, clocks.now())
         self._schedule()
         outcome = await self._wait_for_operation("start_cluster", "", context, timeout_ms + 1000)
-        await self._until_ready(timeout_ms)
+        await self._until_fresh(timeout_ms)
         return outcome
 
-    async def _until_ready(self, timeout_ms: int) -> None:
+    async def until_ready(self) -> None:
+        """Returns once its status says so. Raises Unavailable when it is stopped before."""
+        await self._until(lambda: status.is_ready(self))
+
+    async def _until_fresh(self, timeout_ms: int) -> None:
         try:
             async with asyncio.timeout(timeout_ms / 1000):
                 await self._until(lambda: self.is_fresh)

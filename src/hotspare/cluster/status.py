@@ -26,7 +26,7 @@ def status(node: ClusterNode) -> dict[str, Any]:
         "primary": replica.leader,
         "term": raft.term if raft is not None else 0,
         "cluster_id": replica.cluster_id,
-        "ready": node.is_fresh and raft is not None and raft.is_voter,
+        "ready": is_ready(node),
         "active_sessions": node.count(),
         "pending_replications": _pending(node),
         "applied_index": replica.table.applied_index,
@@ -40,6 +40,12 @@ def status(node: ClusterNode) -> dict[str, Any]:
             if member.name != node.name
         ],
     }
+
+
+def is_ready(node: ClusterNode) -> bool:
+    """Whether it serves reads, and votes."""
+    raft = node.replica.node
+    return node.is_fresh and raft is not None and raft.is_voter
 
 
 def _silence_ms(replica: Replica, now_ms: int) -> int | None:
