@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
 from hotspare.cluster.attached import AttachedEngine
-from hotspare.engine import Engine, Read
+from hotspare.engine import Ack, Engine, Read
 from hotspare.errors import ForkedProcess, NotReady
 from hotspare.events import Event
 from hotspare.replicator import (
@@ -128,7 +128,7 @@ class SessionReplicator:
         if_version: int | None = None,
         if_absent: bool = False,
         if_present: bool = False,
-        ack: str | None = None,
+        ack: Ack | None = None,
     ) -> int:
         return self._run(
             self._async.store_session(
@@ -142,8 +142,9 @@ class SessionReplicator:
             )
         )
 
-    def store_sessions(self, sessions: Iterable[Item]) -> int:
+    def store_sessions(self, sessions: Iterable[Item], *, ack: Ack | None = None) -> int:
         self._require_portal()  # before anything is taken
+        for_all = self._async.is_for_all(ack)
         iterator = iter(sessions)  # runs on the caller's thread: it may block
         under_way: deque[Future[int]] = deque()
         stored = 0
@@ -157,6 +158,8 @@ class SessionReplicator:
         finally:
             for future in under_way:
                 future.exception()
+        if for_all and stored:
+            self._run(self._async.show_everywhere())
         return stored
 
     def update_session(
@@ -166,19 +169,19 @@ class SessionReplicator:
         *,
         remove: Iterable[str] = (),
         if_version: int | None = None,
-        ack: str | None = None,
+        ack: Ack | None = None,
     ) -> int | None:
         return self._run(
             self._async.update_session(id, changes, remove=remove, if_version=if_version, ack=ack)
         )
 
-    def touch_session(self, id: str, ttl_ms: int | timedelta) -> bool:
-        return self._run(self._async.touch_session(id, ttl_ms))
+    def touch_session(self, id: str, ttl_ms: int | timedelta, *, ack: Ack | None = None) -> bool:
+        return self._run(self._async.touch_session(id, ttl_ms, ack=ack))
 
-    def delete_session(self, id: str, *, if_version: int | None = None, ack: str | None = None) -> bool:
+    def delete_session(self, id: str, *, if_version: int | None = None, ack: Ack | None = None) -> bool:
         return self._run(self._async.delete_session(id, if_version=if_version, ack=ack))
 
-    def rotate_session(self, old_id: str, new_id: str, *, ack: str | None = None) -> bool:
+    def rotate_session(self, old_id: str, new_id: str, *, ack: Ack | None = None) -> bool:
         return self._run(self._async.rotate_session(old_id, new_id, ack=ack))
 
     # --- reading ----------------------------------------------------------------------------------------

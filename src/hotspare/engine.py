@@ -11,6 +11,9 @@ from typing import Any, Literal, Protocol, TypeAlias
 from hotspare.events import Event
 from hotspare.table import Command
 
+Ack: TypeAlias = Literal["quorum", "all"]
+"""A write returns when a majority has it; when every copy that may answer reads shows it, too."""
+
 Read: TypeAlias = Literal["local", "primary", "stale"]
 """From this copy while it is fresh; linearizably; from this copy however old it is."""
 
@@ -48,6 +51,10 @@ class Engine(Protocol):
     async def write(self, commands: list[Command], timeout_ms: int) -> list[int]:
         """Runs the commands in order; one result each, see `hotspare.table`. Raises Unavailable (none of
         them was applied) or OutcomeUnknown."""
+
+    async def barrier(self, timeout_ms: int) -> None:
+        """Returns when no copy anywhere answers a read without showing everything that this engine has told
+        its callers. Raises OutcomeUnknown if that is not certain in time."""
 
     def watch(self, max_waiting: int) -> Source:
         """What happens from now on. While more than `max_waiting` events wait to be taken, the oldest of them

@@ -191,11 +191,21 @@ class Unavailable(HotspareError):
 
 @dataclass(eq=False)
 class OutcomeUnknown(HotspareError, TimeoutError):
-    """A write was sent and not answered in time. It took effect before its deadline, or never will."""
+    """A write was sent and not answered in time. It took effect before its deadline, or never will.
+
+    Or its effect is only partly known: with `ack="all"`, it was applied (`is_applied`), but not every copy
+    that may answer reads was seen to show it in time.
+    """
 
     reason: str
+    is_applied: bool = False
 
     def __str__(self) -> str:
+        if self.is_applied:
+            return (
+                f"the write was applied, but {self.reason}: there is no need to repeat it, and no copy shows "
+                "what was before for longer than max_staleness_ms"
+            )
         return (
             f"the outcome of the write is unknown: {self.reason}; it took effect before its deadline or "
             "never will: read the session with read='primary' to learn which, before writing again"

@@ -19,22 +19,28 @@ from hotspare.protocol import founding, membership
 from hotspare.protocol.clock import ClusterClock
 from hotspare.protocol.commit import Work
 from hotspare.protocol.founding import Attempt
+from hotspare.protocol.leases import Barriers, Leases, WatchedCopy
 from hotspare.protocol.messages import (
+    Barrier,
+    BarrierPassed,
     Enrol,
     Envelope,
     Forward,
     Founding,
     FoundingReply,
     Introduction,
+    LeaseEnd,
     OperationReply,
     OperationRequest,
     ReadReply,
     ReadRequest,
+    Shows,
+    Watch,
 )
 from hotspare.protocol.operations import OperationDone, Operations, Route
 from hotspare.protocol.outbox import Now, Outbox
 from hotspare.protocol.peers import Peers
-from hotspare.protocol.reads import Askers, Freshness, Reads
+from hotspare.protocol.reads import Asker, Askers, Freshness, Reads
 from hotspare.protocol.relay import Relay
 from hotspare.protocol.snapshot import SnapshotReceiver, Transfers, unpack_rows
 from hotspare.raft.log import Log
@@ -102,6 +108,12 @@ class ReadReady(NamedTuple):
     context: int
 
 
+class ShownEverywhere(NamedTuple):
+    """The barrier that got this context is passed."""
+
+    context: int
+
+
 class LeaderChanged(NamedTuple):
     leader: str
     """A node's name; empty while there is none."""
@@ -118,7 +130,15 @@ class Reborn(NamedTuple):
 
 
 Event: TypeAlias = (
-    Results | UnknownOrigin | Registered | ReadReady | OperationDone | LeaderChanged | PeersChanged | Reborn
+    Results
+    | UnknownOrigin
+    | Registered
+    | ReadReady
+    | ShownEverywhere
+    | OperationDone
+    | LeaderChanged
+    | PeersChanged
+    | Reborn
 )
 
 
@@ -150,6 +170,9 @@ class Replica:
         self._reads = Reads(randrange(1 << 48), retry_ms)
         self._askers = Askers(randrange(1 << 48))
         self._freshness = Freshness(config.max_staleness_ms)
+        self._leases = Leases(config.max_staleness_ms, retry_ms)
+        self._barriers = Barriers(randrange(1 << 48), retry_ms)
+        self._watched = WatchedCopy()
         self._operations = Operations(config.name, self.peers, self._outbox, randrange(1 << 48))
         self._proposals: dict[tuple[int, int], RawGroup] = {}
         """Leader: groups to be proposed, by origin and first number."""
@@ -205,6 +228,12 @@ class Replica:
         """Local reads show everything that was committed before this (local, monotonic) time; negative
         while it is not known what is committed."""
         return self._freshness.fresh_as_of_ms
+
+    @property
+    def lease_end_ms(self) -> int:
+        """The last (local, monotonic) time at which this copy may answer local reads; negative while it has
+        no lease."""
+        return self._freshness.lease_end_ms
 
     @property
     def pending_commands(self) -> int:
@@ -268,6 +297,7 @@ class Replica:
             self._advance_operations()
             self._send_again()
             self._renew_freshness()
+            self._tend_leases(self.node)
         if self.is_leader:
             self._change_membership()
             self._prune()
@@ -312,6 +342,8 @@ class Replica:
         if not self._is_of_our_cluster(envelope):
             return
         self.peers.heard(peer_name, envelope, now.wall_ms)
+        if envelope.applied:
+            self._note_applied(envelope.sender, envelope.applied)
         handler = _HANDLERS.get(kind)
         if handler is None:
             self._on_raft(envelope, message)
@@ -370,6 +402,30 @@ class Replica:
     def forget_read(self, context: int) -> None:
         self._reads.forget(context)
 
+    def barrier(self, index: int, now: Now) -> int:
+        """Begins a wait until every copy that may answer reads shows the log up to there; ends with
+        ShownEverywhere under the context returned."""
+        self._observe(now)
+        context = self._barriers.start(index)
+        if self._barriers.has_passed(index):
+            self._pass_barriers(index)
+        else:
+            self._ask_barriers()
+        return context
+
+    def forget_barrier(self, context: int) -> None:
+        self._barriers.forget(context)
+
+    def give_up_lease(self, now: Now) -> None:
+        """From now on nobody reads this copy: no barrier has to wait for that until the lease runs out."""
+        self._observe(now)
+        contexts = self._freshness.close()
+        if contexts is not None:
+            if self.is_leader:
+                self._leases.given_up(self.id, *contexts)
+            elif leader := self.leader:
+                self._outbox.send(leader, LeaseEnd(*contexts))
+
     def operate(self, verb: str, argument: str, now: Now) -> int:
         """`promote` (this node) or `failover` (the node named); ends with OperationDone."""
         self._observe(now)
@@ -400,6 +456,7 @@ class Replica:
             return None
         if self._proposals or self._enrolments:
             self._propose(node)
+        patience = patience and not self._is_waited_for(now)
         apply = not patience or self._applies_at_once(node)
         while node.has_ready(patience=patience, apply=apply):
             ready = node.ready(patience=patience, apply=apply)
@@ -409,6 +466,10 @@ class Replica:
             if ready.needs_work or staged or compacted is not None:
                 return Work(self.store, self.table, ready, staged, compacted)
         return None
+
+    def _is_waited_for(self, now: Now) -> bool:
+        """Whether somebody, here or elsewhere, waits until copies show what is written."""
+        return self._watched.is_watched(now.boot_ms) or self._leases.expects_barriers(now.boot_ms)
 
     def _applies_at_once(self, node: Node) -> bool:
         """Where entries are written, it is cheaper to apply others in the same transaction."""
@@ -450,6 +511,7 @@ class Replica:
         if self._reads.is_waiting:
             self._finish_reads()
         self._notice_changes()
+        self._tell_applied()
         if not self._operations.idle:
             self._advance_operations()
 
@@ -648,6 +710,7 @@ class Replica:
         self.table.reload(transaction)
         transaction.commit()
         self.node = None
+        self._barriers.reset()
         self._announced = (NOBODY, 0)
         for peer in self.peers.values():
             peer.introduction = None
@@ -720,6 +783,8 @@ class Replica:
             self._now.boot_ms, self._last_stamp_ms(node), walls, [estimate for _, estimate in voted]
         )
         self._vote_clocks.clear()
+        # With nothing but the founding before its own first entry, nobody can have led.
+        self._leases.begin(self._now.boot_ms, has_predecessor=node.log.last_index > 2)
         self._next_cleanup_ms = self._now.boot_ms + self.config.cleanup_interval_ms
 
     def _stop_leading(self) -> None:
@@ -727,6 +792,7 @@ class Replica:
         self._proposals.clear()
         self._enrolments.clear()
         self._askers.clear()
+        self._leases.end()
         self._transfers.end_all()
 
     def _last_stamp_ms(self, node: Node) -> int:
@@ -798,6 +864,7 @@ class Replica:
             self._pass_on(groups, nonces)
         for context in self._reads.to_ask_again(self._now.boot_ms, at_once):
             self._ask(context)
+        self._ask_barriers(at_once)
 
     def _propose(self, node: Node) -> None:
         if not node.accepts_proposals:
@@ -839,22 +906,36 @@ class Replica:
     # --- reads ------------------------------------------------------------------------------------------
 
     def _ask(self, context: int) -> None:
+        lease_ms = self._freshness.max_staleness_ms if self._freshness.is_ours(context) else 0
+        request = ReadRequest(context, lease_ms)
         if self.is_leader:
-            self._request_read("", context)
+            self._request_read("", self.id, self.table.applied_index, request)
         elif leader := self.leader:
-            self._outbox.send(leader, ReadRequest(context))
+            self._outbox.send(leader, request)
 
     def _on_read_request(self, peer_name: str, envelope: Envelope, message: ReadRequest) -> None:
         if self.is_leader:
-            self._request_read(peer_name, message.context)
+            self._request_read(peer_name, envelope.sender, envelope.applied, message)
 
-    def _request_read(self, asker: str, context: int) -> None:
-        assert self.node is not None
-        self.node.request_read(self._askers.add(asker, context), self._now.boot_ms)
+    def _request_read(self, asker: str, server: ServerId, applied: int, request: ReadRequest) -> None:
+        node, now_ms = self.node, self._now.boot_ms
+        assert node is not None
+        lease_ms = request.lease_ms
+        if lease_ms:
+            lease_ms = self._leases.grant(
+                server, asker, request.context, lease_ms, applied, node.commit, now_ms
+            )
+            if not lease_ms:
+                return
+        node.request_read(self._askers.add(Asker(asker, request.context, lease_ms)), now_ms)
 
     def _on_read_reply(self, peer_name: str, envelope: Envelope, message: ReadReply) -> None:
-        self._reads.answered(message.context, message.index)
+        self._note_answer(message.context, message.index, message.lease_ms)
         self._finish_reads()
+
+    def _note_answer(self, context: int, index: int, lease_ms: int) -> None:
+        if self._reads.answered(context, index):
+            self._freshness.granted(context, lease_ms)
 
     def _finish_reads(self) -> None:
         for context in self._reads.ripe(self.table.applied_index):
@@ -869,6 +950,73 @@ class Replica:
         if context is not None:
             self._ask(context)
 
+    # --- leases and barriers ----------------------------------------------------------------------------
+
+    def _tend_leases(self, node: Node) -> None:
+        if node.is_leader:
+            self._leases.observe(node.commit, self._now.boot_ms)
+            self._advance_barriers()
+
+    def _on_lease_end(self, peer_name: str, envelope: Envelope, message: LeaseEnd) -> None:
+        self._leases.given_up(envelope.sender, message.first, message.last)
+        self._advance_barriers()
+
+    def _note_applied(self, server: ServerId, index: int) -> None:
+        if self._leases.applied(server, index):
+            self._advance_barriers()
+
+    def _tell_applied(self) -> None:
+        """Says what is applied to those who wait for it: the leader of the copies, and we of ourselves."""
+        self._note_applied(self.id, self.table.applied_index)
+        watcher = self._watched.to_tell(self.table.applied_index, self._now.boot_ms)
+        if watcher:
+            self._outbox.send(watcher, Shows())
+
+    def _on_watch(self, peer_name: str, envelope: Envelope, message: Watch) -> None:
+        self._watched.begin(peer_name, self._now.boot_ms)
+        self._tell_applied()
+
+    def _on_shows(self, peer_name: str, envelope: Envelope, message: Shows) -> None:
+        """What it says is on the envelope, and noted already."""
+
+    def _ask_barriers(self, at_once: bool = False) -> None:
+        if not self.leader:
+            return
+        for index in self._barriers.to_ask(self._now.boot_ms, at_once):
+            if self.is_leader:
+                self._take_barrier("", index)
+            else:
+                self._outbox.send(self.leader, Barrier(index))
+
+    def _on_barrier(self, peer_name: str, envelope: Envelope, message: Barrier) -> None:
+        if self.is_leader:
+            self._take_barrier(peer_name, message.index)
+
+    def _take_barrier(self, home: str, index: int) -> None:
+        assert self.node is not None
+        if index <= self.node.log.last_index:  # else nobody can have been told of it
+            self._leases.ask(home, index, self._now.boot_ms)
+            self._advance_barriers()
+
+    def _advance_barriers(self) -> None:
+        leases, node = self._leases, self.node
+        if node is None or not leases.has_barriers:
+            return
+        for home, index in leases.passed(node.commit, self._now.boot_ms):
+            if home:
+                self._outbox.send(home, BarrierPassed(index))
+            else:
+                self._pass_barriers(index)
+        if leases.has_barriers:
+            for name in leases.to_watch(self._now.boot_ms):
+                self._outbox.send(name, Watch())
+
+    def _on_barrier_passed(self, peer_name: str, envelope: Envelope, message: BarrierPassed) -> None:
+        self._pass_barriers(message.index)
+
+    def _pass_barriers(self, index: int) -> None:
+        self._events += [ShownEverywhere(context) for context in self._barriers.passed(index)]
+
     # --- snapshots --------------------------------------------------------------------------------------
 
     def _take_ready(self, node: Node, ready: Ready) -> None:
@@ -876,11 +1024,13 @@ class Replica:
         for message in ready.messages:
             post(message)
         for read in ready.reads:
-            asker, context = self._askers.pop(read.context) or ("", 0)
-            if asker:
-                self._outbox.send(asker, ReadReply(context, read.read_index))
+            asker = self._askers.pop(read.context)
+            if asker is None:
+                continue
+            if asker.name:
+                self._outbox.send(asker.name, ReadReply(asker.context, read.read_index, asker.lease_ms))
             else:
-                self._reads.answered(context, read.read_index)
+                self._note_answer(asker.context, read.read_index, asker.lease_ms)
         for reply in ready.chunk_replies:
             self._transfers.replied(node, reply)
         if ready.reads:
@@ -999,6 +1149,11 @@ _HANDLERS: dict[type, Callable[..., None]] = {
     Enrol: Replica._on_enrol,
     ReadRequest: Replica._on_read_request,
     ReadReply: Replica._on_read_reply,
+    LeaseEnd: Replica._on_lease_end,
+    Barrier: Replica._on_barrier,
+    BarrierPassed: Replica._on_barrier_passed,
+    Watch: Replica._on_watch,
+    Shows: Replica._on_shows,
     OperationRequest: Replica._on_operation_request,
     OperationReply: Replica._on_operation_reply,
 }
@@ -1013,5 +1168,6 @@ __all__ = [
     "Reborn",
     "Replica",
     "ReplicaConfig",
+    "ShownEverywhere",
     "Work",
 ]

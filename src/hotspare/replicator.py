@@ -7,11 +7,12 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from itertools import islice
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from hotspare.encryption import Keyring
-from hotspare.engine import Engine, Read, Source
+from hotspare.engine import Ack, Engine, Read, Source
 from hotspare.errors import ConfigError, InvalidSession, SessionTooLarge, Unavailable, VersionConflict
 from hotspare.events import Event
 from hotspare.session import (
@@ -131,25 +132,28 @@ class AsyncSessionReplicator:
         if_version: int | None = None,
         if_absent: bool = False,
         if_present: bool = False,
-        ack: str | None = None,
+        ack: Ack | None = None,
     ) -> int:
         """Stores `data` under `id` for `ttl_ms` milliseconds (or a timedelta), and returns its new version.
 
-        Raises InvalidSession or SessionTooLarge (nothing was sent), VersionConflict if the condition does not
-        hold, Unavailable (certainly not applied), OutcomeUnknown.
+        `ack`: "quorum" returns when a majority of the members has it, "all" when, beyond that, every copy
+        that may answer reads shows it; None is what the setting `ack` says. Raises InvalidSession or
+        SessionTooLarge (nothing was sent), VersionConflict if the condition does not hold, Unavailable
+        (certainly not applied), OutcomeUnknown.
         """
-        _check_ack(ack)
+        for_all = self.is_for_all(ack)
         condition = _condition(if_version, if_absent, if_present)
         command = self._put(id, data, ttl_ms, condition)
-        return _version_of(await self._write(command), condition)
+        return _version_of(await self._write(command, for_all), condition)
 
-    async def store_sessions(self, sessions: Iterable[Item]) -> int:
+    async def store_sessions(self, sessions: Iterable[Item], *, ack: Ack | None = None) -> int:
         """Stores many: (id, data, ttl_ms) each, or (id, data) with `default_ttl_ms`. Returns how many.
 
         They are checked, sent and acknowledged in slices, several of which are under way at once; all of
         them together are not one transaction. Raises what `store_session` raises for the first one that
         fails, after everything under way has ended; sessions before and a few after it may be stored then.
         """
+        for_all = self.is_for_all(ack)
         iterator = iter(sessions)
         under_way: deque[asyncio.Task[int]] = deque()
         stored = 0
@@ -164,7 +168,20 @@ class AsyncSessionReplicator:
         finally:
             if under_way:
                 await asyncio.gather(*under_way, return_exceptions=True)
+        if for_all and stored:
+            await self.show_everywhere()
         return stored
+
+    async def show_everywhere(self) -> None:
+        """Returns when every copy that may answer reads shows what was written through here."""
+        await self.engine.barrier(self._timeout_ms)
+
+    def is_for_all(self, ack: Ack | None) -> bool:
+        """Raises ConfigError for what is no way to acknowledge a write."""
+        ack = ack or self.settings.ack
+        if ack not in ("quorum", "all"):
+            raise ConfigError("ack", f"{ack!r:.40} is no way to acknowledge a write", '"quorum" or "all"')
+        return ack == "all"
 
     async def store_slice(self, sessions: list[Item]) -> int:
         """At most `batch_size` of what `store_sessions` takes, at once."""
@@ -191,51 +208,55 @@ class AsyncSessionReplicator:
         *,
         remove: Iterable[str] = (),
         if_version: int | None = None,
-        ack: str | None = None,
+        ack: Ack | None = None,
     ) -> int | None:
         """Sets the top-level fields in `changes` and removes those in `remove`; the other fields, and the
         expiry, stay as they are, whoever else changes them meanwhile. Returns the new version, or None if
         there is no such session. Raises as `store_session` does."""
-        _check_ack(ack)
+        for_all = self.is_for_all(ack)
         limit_bytes = self.settings.max_session_size_bytes
         condition = _condition(if_version, False, False)
         key, fields = check_id(id), encode_fields(changes, limit_bytes)
         names = check_field_names(remove)
         if self._encrypts:  # a patch would tell everybody on its way what the fields are
-            return await self._merge(id, changes, names, if_version)
-        result = await self._write(Patch(key, fields, names, UNSET_DEADLINE, condition, limit_bytes))
+            return await self._merge(id, changes, names, if_version, for_all)
+        patch = Patch(key, fields, names, UNSET_DEADLINE, condition, limit_bytes)
+        result = await self._write(patch, for_all)
         if result == UNMERGEABLE:
-            return await self._merge(id, changes, names, if_version)
+            return await self._merge(id, changes, names, if_version, for_all)
         if result == ABSENT or (result == CONFLICT_ABSENT and if_version is None):
             return None
         if result == TOO_LARGE:
             raise SessionTooLarge(limit_bytes + 1, limit_bytes)
         return _version_of(result, condition)
 
-    async def touch_session(self, id: str, ttl_ms: int | timedelta) -> bool:
+    async def touch_session(self, id: str, ttl_ms: int | timedelta, *, ack: Ack | None = None) -> bool:
         """Lets the session live for `ttl_ms` from now; changes nothing else, so it never undoes a write.
         False if there is no such session. Raises as `store_session` does."""
-        return _is_done(await self._write(Touch(check_id(id), check_ttl_ms(ttl_ms), UNSET_DEADLINE)))
+        for_all = self.is_for_all(ack)
+        touch = Touch(check_id(id), check_ttl_ms(ttl_ms), UNSET_DEADLINE)
+        return _is_done(await self._write(touch, for_all))
 
-    async def delete_session(self, id: str, *, if_version: int | None = None, ack: str | None = None) -> bool:
+    async def delete_session(self, id: str, *, if_version: int | None = None, ack: Ack | None = None) -> bool:
         """False if there was none. Raises as `store_session` does."""
-        _check_ack(ack)
+        for_all = self.is_for_all(ack)
         condition = _condition(if_version, False, False)
-        return _is_done(await self._write(Delete(check_id(id), UNSET_DEADLINE, condition)), condition)
+        delete = Delete(check_id(id), UNSET_DEADLINE, condition)
+        return _is_done(await self._write(delete, for_all), condition)
 
-    async def rotate_session(self, old_id: str, new_id: str, *, ack: str | None = None) -> bool:
+    async def rotate_session(self, old_id: str, new_id: str, *, ack: Ack | None = None) -> bool:
         """Gives the session a new id, at a stroke: for logins, so that an id known before is worth nothing
         after. False if there is none under the old id. Raises VersionConflict if the new one is taken, and
         otherwise as `store_session` does."""
-        _check_ack(ack)
+        for_all = self.is_for_all(ack)
         old_key, new_key = check_id(old_id), check_id(new_id)
         if old_key == new_key:
             raise InvalidSession("new_id", "it is the old one: a rotation needs another")
         if not self._encrypts:
-            result = await self._write(Rotate(old_key, new_key, UNSET_DEADLINE))
+            result = await self._write(Rotate(old_key, new_key, UNSET_DEADLINE), for_all)
             if result != UNMERGEABLE:
                 return _is_rotated(result)
-        return await self._rotate_encrypted(old_id, old_key, new_key)
+        return await self._rotate_encrypted(old_id, old_key, new_key, for_all)
 
     # --- reading ----------------------------------------------------------------------------------------
 
@@ -311,8 +332,14 @@ class AsyncSessionReplicator:
             raise ConfigError("read", f"{read!r:.40} is no way to read", '"local", "primary" or "stale"')
         return await self.engine.fetch(check_id(id), read, self._timeout_ms)
 
-    async def _write(self, command: Command) -> int:
+    async def _write(self, command: Command, for_all: bool) -> int:
+        if not for_all:
+            (result,) = await self.engine.write([command], self._timeout_ms)
+            return result
+        give_up = monotonic() + self._timeout_ms / 1000
         (result,) = await self.engine.write([command], self._timeout_ms)
+        if result > 0 or result in (ABSENT, CONFLICT_ABSENT):  # the caller will rely on it
+            await self.engine.barrier(max(1, int(1000 * (give_up - monotonic()))))
         return result
 
     def _put_item(self, item: object) -> Put:
@@ -341,7 +368,12 @@ class AsyncSessionReplicator:
         return Put(key, encoded, flags, data_checksum(key, encoded), ttl_ms, UNSET_DEADLINE, condition)
 
     async def _merge(
-        self, id: str, changes: Mapping[str, Any], remove: list[str], if_version: int | None
+        self,
+        id: str,
+        changes: Mapping[str, Any],
+        remove: list[str],
+        if_version: int | None,
+        for_all: bool,
     ) -> int | None:
         """What `update_session` does with a session that cannot be merged where it is stored: here, under
         the exact version that was read."""
@@ -354,14 +386,14 @@ class AsyncSessionReplicator:
                 return None
             kept = {name: value for name, value in session.data.items() if name not in remove}
             put = self._encoded_put(id, kept | dict(changes), KEEP_EXPIRY_MS, session.version)
-            result = await self._write(put)
+            result = await self._write(put, for_all)
             if result == CONFLICT_ABSENT and if_version is None:
                 return None
             if if_version is not None or conflicting_version(result) is None:
                 return _version_of(result, session.version)
         raise Unavailable("others changed the session faster than the update could be merged")
 
-    async def _rotate_encrypted(self, old_id: str, old_key: bytes, new_key: bytes) -> bool:
+    async def _rotate_encrypted(self, old_id: str, old_key: bytes, new_key: bytes, for_all: bool) -> bool:
         """What `rotate_session` does with data that is bound to its id: encrypts it for the new one, under
         the exact version that was read."""
         for _ in range(MERGE_ATTEMPTS):
@@ -372,9 +404,8 @@ class AsyncSessionReplicator:
             if self.keyring is not None:
                 flags, data = self.keyring.encrypt(new_key, flags, data)
             version, checksum = record_version(record), data_checksum(new_key, data)
-            result = await self._write(
-                Rotate(old_key, new_key, UNSET_DEADLINE, version, data, flags, checksum)
-            )
+            rotate = Rotate(old_key, new_key, UNSET_DEADLINE, version, data, flags, checksum)
+            result = await self._write(rotate, for_all)
             if conflicting_version(result) is None:
                 return _is_rotated(result)
         raise Unavailable("others changed the session faster than it could be encrypted for its new id")
@@ -438,11 +469,6 @@ def _engine_for(settings: Settings) -> Engine:
     from hotspare.store.plain import PlainStore
 
     return ClusterNode(settings, PlainStore(volatile=True))
-
-
-def _check_ack(ack: str | None) -> None:
-    if ack not in (None, "quorum"):
-        raise ConfigError("ack", f"{ack!r:.40} is not available", '"quorum"')
 
 
 def _condition(if_version: int | None, if_absent: bool, if_present: bool) -> int:

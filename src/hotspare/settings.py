@@ -50,7 +50,6 @@ Threshold = Annotated[int, Meta(ge=2, le=100)]
 AVAILABLE: Mapping[str, tuple[Any, ...]] = {
     "role": ("member",),
     "storage_mode": ("memory",),
-    "ack": ("quorum",),
     "cluster_key": (None,),
     "cluster_key_file": (None,),
     "tls_cert": (None,),
@@ -159,13 +158,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     replication_rpc_timeout_ms: Milliseconds = 5000
     """How long a write may take, a failover included."""
     ack: Literal["quorum", "all"] = "quorum"
+    """When a write returns that does not say so itself: `quorum` once a majority has it; `all` once, beyond
+    that, every copy that may answer reads shows it."""
 
     health_check_interval_ms: Milliseconds = 200
     """Time between two heartbeats."""
     failure_threshold: Threshold = 5
     """Missed heartbeats after which a silent node counts as gone."""
     max_staleness_ms: Milliseconds = 1000
-    """How long a copy that hears nothing from the primary goes on answering reads."""
+    """How long a copy that hears nothing from the primary goes on answering reads: the length of its lease.
+    To be the same on all nodes."""
     max_clock_skew_ms: Milliseconds = 500
     """How far the nodes' clocks may differ."""
 

@@ -382,7 +382,7 @@ class SimulatedNode:
     def _note_freshness(self) -> None:
         fresh_as_of_ms = self._replica.fresh_as_of_ms
         max_staleness_ms = self._replica.config.max_staleness_ms
-        self.fresh_until_ms = fresh_as_of_ms + max_staleness_ms if fresh_as_of_ms >= 0 else -1
+        self.fresh_until_ms = self._replica.lease_end_ms
 
     def _dispatch(self) -> None:
         for event in self._replica.take_events():

@@ -97,7 +97,7 @@ def test_store_passes_on_its_condition_and_prints_the_version(cluster, capsys):
     assert capsys.readouterr().out == "stored, version 65537\n"
     ((verb, arguments, options),) = stand_in.calls
     assert (verb, arguments) == ("store_session", ("s", {"a": [1]}, 5))
-    assert options == {"if_version": 9, "if_absent": False, "if_present": False}
+    assert options == {"if_version": 9, "if_absent": False, "if_present": False, "ack": None}
 
 
 def test_store_reads_the_data_from_stdin(cluster, monkeypatch, capsys, tmp_path):

@@ -569,14 +569,15 @@ async def test_a_write_whose_caller_gave_up_never_takes_effect_later():
         writer = await cluster.secondary()
         await writer.store_session("kept", {"n": 1}, MINUTE_MS)
         others = [name for name in cluster.names if cluster.running[name] is not writer]
-        for name in others:
-            await cluster.crash(name)
+        writes = [
+            asyncio.ensure_future(writer.delete_session("kept")),
+            asyncio.ensure_future(writer.store_session("new", {}, MINUTE_MS)),
+            asyncio.ensure_future(writer.touch_session("kept", 60 * MINUTE_MS)),
+        ]
+        await asyncio.sleep(0)  # they are about to leave
+        await asyncio.gather(*(cluster.crash(name) for name in others))
 
-        for write in (
-            writer.delete_session("kept"),
-            writer.store_session("new", {}, MINUTE_MS),
-            writer.touch_session("kept", 60 * MINUTE_MS),
-        ):
+        for write in writes:
             with pytest.raises(OutcomeUnknown):
                 await write
         for name in others:
@@ -590,6 +591,24 @@ async def test_a_write_whose_caller_gave_up_never_takes_effect_later():
         assert record.data == {"n": 1}
         assert record.expires_at_ms < clocks.wall_ms() + 2 * MINUTE_MS
         assert await writer.get_session("new", read="primary") is None
+
+
+async def test_what_is_written_where_no_primary_is_known_never_leaves_and_is_certainly_not_applied():
+    async with running(3, replication_rpc_timeout_ms=300) as cluster:
+        writer = await cluster.secondary()
+        await writer.store_session("kept", {"n": 1}, MINUTE_MS)
+        for name in [name for name in cluster.names if cluster.running[name] is not writer]:
+            await cluster.crash(name)
+        await eventually(lambda: not node_of(writer).replica.leader)
+
+        for write in (
+            writer.delete_session("kept"),
+            writer.store_session("new", {}, MINUTE_MS),
+            writer.touch_session("kept", 60 * MINUTE_MS),
+        ):
+            with pytest.raises(Unavailable):
+                await write
+        assert node_of(writer).pending_writes == 0
 
 
 async def test_a_write_of_a_caller_who_was_cancelled_harms_nobody(three: Cluster):
@@ -904,3 +923,140 @@ async def test_every_node_can_be_stopped_in_good_order_under_a_load(four: Cluste
     await four.settled()
 
     await load.check()
+
+
+# ack="all"
+
+
+async def shows_everywhere(cluster: Cluster, id: str, expected: dict[str, Any] | None) -> None:
+    """Immediately: without a wait in between."""
+    for sessions in cluster:
+        assert await sessions.get_session(id) == expected
+
+
+async def test_a_write_that_all_copies_acknowledged_is_read_on_any_node_at_once(four: Cluster):
+    for n in range(40):
+        for writer in four:
+            await writer.store_session("s1", {"n": n}, MINUTE_MS, ack="all")
+            await shows_everywhere(four, "s1", {"n": n})
+
+
+async def test_every_verb_waits_for_all_copies_if_told_to(three: Cluster):
+    for writer in (await three.primary(), await three.secondary()):
+        for n in range(10):
+            await writer.store_session("s1", {"n": n}, MINUTE_MS, ack="all")
+            await shows_everywhere(three, "s1", {"n": n})
+            await writer.update_session("s1", {"m": n}, ack="all")
+            await shows_everywhere(three, "s1", {"n": n, "m": n})
+            assert await writer.touch_session("s1", 5 * MINUTE_MS, ack="all")
+            for sessions in three:
+                record = await sessions.get_session_record("s1")
+                assert record is not None
+                assert record.expires_at_ms > clocks.wall_ms() + 3 * MINUTE_MS
+            assert await writer.rotate_session("s1", "s2", ack="all")
+            await shows_everywhere(three, "s1", None)
+            await shows_everywhere(three, "s2", {"n": n, "m": n})
+            assert await writer.delete_session("s2", ack="all")
+            await shows_everywhere(three, "s2", None)
+            await writer.store_sessions(((f"bulk{k}", {"n": n}, MINUTE_MS) for k in range(300)), ack="all")
+            for k in (0, 150, 299):
+                await shows_everywhere(three, f"bulk{k}", {"n": n})
+
+
+async def test_the_setting_says_when_writes_return_that_do_not_say_so_themselves():
+    async with running(3, ack="all") as cluster:
+        for n in range(20):
+            for writer in cluster:
+                await writer.store_session("s1", {"n": n}, MINUTE_MS)
+                await shows_everywhere(cluster, "s1", {"n": n})
+
+
+async def test_a_delete_that_found_nothing_is_as_good_as_one_that_did(three: Cluster):
+    """Somebody else's delete may have reached this node and not yet another one."""
+    one, other = await three.primary(), await three.secondary()
+    for _ in range(20):
+        await one.store_session("s1", {}, MINUTE_MS, ack="all")
+        await asyncio.gather(one.delete_session("s1"), other.delete_session("s1", ack="all"))
+        await shows_everywhere(three, "s1", None)
+
+
+async def test_many_writers_wait_for_all_copies_side_by_side(three: Cluster):
+    async def write(writer: AsyncSessionReplicator, id: str) -> None:
+        for n in range(20):
+            await writer.store_session(id, {"n": n}, MINUTE_MS, ack="all")
+            await shows_everywhere(three, id, {"n": n})
+
+    await asyncio.gather(*(write(writer, f"s{w}-{k}") for w, writer in enumerate(three) for k in range(20)))
+
+
+async def test_a_dead_copy_delays_a_write_for_all_by_its_lease_and_the_next_one_not_at_all():
+    async with running(3, max_staleness_ms=700) as cluster:
+        writer = await cluster.primary()
+        await writer.store_session("s1", {"n": 0}, MINUTE_MS, ack="all")
+        dead = await cluster.secondary()
+        replica = node_of(dead).replica
+        await cluster.crash(dead.settings.node)
+
+        await writer.store_session("s1", {"n": 1}, MINUTE_MS, ack="all")
+
+        # Whoever reads the dead node's memory does so under its last lease.
+        assert clocks.boot_ms() > replica.lease_end_ms
+        await shows_everywhere(cluster, "s1", {"n": 1})
+        leases = node_of(writer).replica._leases
+        assert replica.id not in leases._copies
+
+
+async def test_a_node_that_stops_in_good_order_delays_nobody():
+    async with running(3, max_staleness_ms=3_600_000) as cluster:
+        writer = await cluster.primary()
+        await writer.store_session("s1", {"n": 0}, MINUTE_MS, ack="all")
+        for name in [name for name in cluster.names if cluster.running[name] is not writer][:1]:
+            await cluster.stop(name)
+
+        # With a lease of an hour, it would be a long wait.
+        await writer.store_session("s1", {"n": 1}, MINUTE_MS, ack="all")
+
+        await shows_everywhere(cluster, "s1", {"n": 1})
+
+
+async def test_writes_for_all_copies_survive_the_death_of_the_primary():
+    async with running(3, max_staleness_ms=600) as cluster:
+        primary = await cluster.primary()
+        writers = [each for each in cluster if each is not primary]
+        await writers[0].store_session("s1", {"n": 0}, MINUTE_MS, ack="all")
+        writes = [
+            asyncio.ensure_future(writer.store_session(f"s{n}", {"n": n}, MINUTE_MS, ack="all"))
+            for n, writer in enumerate(writers * 10)
+        ]
+        await asyncio.sleep(0)
+        await cluster.crash(primary.settings.node)
+
+        for n, write in enumerate(writes):
+            await write
+            await shows_everywhere(cluster, f"s{n}", {"n": n})
+
+
+async def test_a_write_that_was_not_seen_everywhere_in_time_says_that_it_was_applied():
+    async with running(3, max_staleness_ms=3_600_000, replication_rpc_timeout_ms=400) as cluster:
+        writer = await cluster.primary()
+        await cluster.crash((await cluster.secondary()).settings.node)
+
+        with pytest.raises(OutcomeUnknown, match="was applied") as caught:
+            await writer.store_session("s1", {"n": 1}, MINUTE_MS, ack="all")
+
+        assert caught.value.is_applied
+        assert await writer.get_session("s1") == {"n": 1}
+        with pytest.raises(VersionConflict):  # nothing was written, so there is nothing to wait for
+            await writer.store_session("s1", {"n": 2}, MINUTE_MS, if_absent=True, ack="all")
+
+
+async def test_a_node_that_stops_lets_its_writers_wait_for_all_copies_first():
+    async with running(3, max_staleness_ms=700) as cluster:
+        writer, dead = await cluster.primary(), await cluster.secondary()
+        await cluster.crash(dead.settings.node)
+        writing = asyncio.ensure_future(writer.store_session("s1", {"n": 1}, MINUTE_MS, ack="all"))
+        await eventually(lambda: node_of(writer)._barriers)
+
+        await cluster.stop(writer.settings.node)
+
+        await writing

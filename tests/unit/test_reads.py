@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hotspare.protocol.reads import NEVER, Askers, Freshness, Reads
+from hotspare.protocol.reads import NEVER, Asker, Askers, Freshness, Reads
 
 RETRY_MS = 100
 STALENESS_MS = 1000
@@ -128,6 +128,7 @@ def test_the_question_is_asked_again_well_before_the_copy_is_stale(freshness: Fr
     context = freshness.renew(T_MS, reads.start)
     assert context is not None
     assert freshness.renew(T_MS + 10, reads.start) is None  # one at a time
+    freshness.granted(context, STALENESS_MS)
     assert freshness.ripe(context)
 
     assert freshness.renew(T_MS + STALENESS_MS // 4 - 1, reads.start) is None
@@ -156,23 +157,80 @@ def test_a_question_whose_answer_would_be_worth_nothing_is_given_up(freshness: F
     assert freshness.renew(T_MS + STALENESS_MS, reads.start) not in (None, context)
 
 
+# Leases
+
+
+def test_a_lease_counts_from_the_question_not_from_its_answer(freshness: Freshness, reads: Reads):
+    context = freshness.renew(T_MS, reads.start)
+    assert context is not None
+    assert freshness.lease_end_ms == NEVER
+
+    assert freshness.give_up(T_MS + 900) is None
+    freshness.granted(context, STALENESS_MS)
+    assert freshness.lease_end_ms == NEVER  # what was committed then is not applied yet
+    assert freshness.ripe(context)
+
+    assert freshness.lease_end_ms == T_MS + STALENESS_MS
+
+
+def test_a_lease_is_as_long_as_the_leader_grants(freshness: Freshness, reads: Reads):
+    context = freshness.renew(T_MS, reads.start)
+    assert context is not None
+    freshness.granted(context, STALENESS_MS // 2)
+    freshness.ripe(context)
+
+    assert freshness.lease_end_ms == T_MS + STALENESS_MS // 2
+    assert freshness.renew(T_MS + STALENESS_MS // 8, reads.start) is not None
+
+
+def test_an_answer_to_something_else_grants_nothing(freshness: Freshness, reads: Reads):
+    context = freshness.renew(T_MS, reads.start)
+    assert context is not None
+
+    freshness.granted(reads.start(T_MS), STALENESS_MS)
+    freshness.ripe(context)
+
+    assert freshness.lease_end_ms == T_MS
+
+
+def test_a_copy_that_gives_its_lease_up_names_all_it_has_asked_for_and_asks_no_more(
+    freshness: Freshness, reads: Reads
+):
+    contexts = []
+    for now_ms in range(T_MS, T_MS + 3 * STALENESS_MS, STALENESS_MS):
+        context = freshness.renew(now_ms, reads.start)
+        assert context is not None
+        freshness.granted(context, STALENESS_MS)
+        freshness.ripe(context)
+        contexts.append(context)
+
+    assert freshness.close() == (contexts[0], contexts[-1])
+
+    assert freshness.lease_end_ms == NEVER
+    assert freshness.renew(T_MS + 9 * STALENESS_MS, reads.start) is None
+
+
+def test_a_copy_that_never_asked_has_nothing_to_give_up(freshness: Freshness):
+    assert freshness.close() is None
+
+
 # On the leader
 
 
 def test_answers_find_back_to_who_asked():
     askers = Askers(first_number=9)
-    ours, theirs = askers.add("", 4), askers.add("b", 4)
+    ours, theirs = askers.add(Asker("", 4, 0)), askers.add(Asker("b", 4, 500))
 
-    assert askers.pop(theirs) == ("b", 4)
+    assert askers.pop(theirs) == Asker("b", 4, 500)
     assert askers.pop(theirs) is None
-    assert askers.pop(ours) == ("", 4)
+    assert askers.pop(ours) == Asker("", 4, 0)
 
 
 def test_a_deposed_leader_answers_nobody():
     askers = Askers(first_number=9)
-    number = askers.add("b", 4)
+    number = askers.add(Asker("b", 4, 0))
 
     askers.clear()
 
     assert askers.pop(number) is None
-    assert askers.add("b", 5) != number
+    assert askers.add(Asker("b", 5, 0)) != number

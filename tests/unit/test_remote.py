@@ -117,6 +117,8 @@ async def test_no_call_of_a_client_stops_a_node(nodes: object):
             await client.engine.call("get", 1000, id=b"s1", how="eventually")
         with pytest.raises(ProtocolError):
             await client.engine.call("get", 1000, key=b"s1")
+        with pytest.raises(ProtocolError):
+            await client.engine.call("barrier", 1000, index="7")
 
         await client.start_cluster()
         await client.store_session("s1", {"n": 1}, MINUTE_MS)
@@ -412,3 +414,45 @@ async def test_a_node_lets_go_of_a_client_that_left(three: Cluster):
         assert node._homes
 
     await eventually(lambda: not node._homes and not node._enrolling)
+
+
+# ack="all"
+
+
+async def test_what_a_client_wrote_for_all_copies_is_read_on_any_node_at_once(three: Cluster):
+    for home in three.names:
+        async with client_of(home) as client:
+            for n in range(20):
+                await client.store_session("s1", {"n": n}, MINUTE_MS, ack="all")
+                assert [await sessions.get_session("s1") for sessions in three] == [{"n": n}] * 3
+                await client.delete_session("s1", ack="all")
+                assert [await sessions.get_session("s1") for sessions in three] == [None] * 3
+
+
+async def test_a_client_whose_home_stops_goes_on_waiting_at_the_next_one():
+    async with running(5, max_staleness_ms=1500) as cluster:
+        primary = await cluster.primary()
+        first, second, dead, _ = [name for name in cluster.names if cluster.running[name] is not primary]
+        async with client_of(first, second) as client:
+            await client.store_session("s1", {"n": 0}, MINUTE_MS, ack="all")
+            await cluster.crash(dead)
+            writing = asyncio.ensure_future(client.store_session("s1", {"n": 1}, MINUTE_MS, ack="all"))
+            await eventually(lambda: node_of(cluster.running[first])._contexts)
+
+            await cluster.stop(first)
+            await writing
+
+            assert home_of(client) == second
+            assert [await sessions.get_session("s1") for sessions in cluster] == [{"n": 1}] * 3
+
+
+async def test_a_client_is_told_that_its_write_was_applied_though_not_seen_everywhere():
+    async with running(3, max_staleness_ms=3_600_000) as cluster:
+        home = await cluster.primary()
+        await cluster.crash((await cluster.secondary()).settings.node)
+        async with client_of(home.settings.node, timeout_ms=400) as client:
+            with pytest.raises(OutcomeUnknown, match="was applied") as caught:
+                await client.store_session("s1", {"n": 1}, MINUTE_MS, ack="all")
+
+            assert caught.value.is_applied
+            assert await client.get_session("s1") == {"n": 1}

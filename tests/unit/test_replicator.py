@@ -498,7 +498,7 @@ async def test_other_arguments_are_checked_too(alone: AsyncSessionReplicator):
             await call
     for other in (
         alone.get_session("s1", read="eventually"),  # type: ignore[arg-type]
-        alone.store_session("s1", {}, MINUTE_MS, ack="none"),
+        alone.store_session("s1", {}, MINUTE_MS, ack="none"),  # type: ignore[arg-type]
         alone.promote_to_primary(force=True),
         alone.start_cluster(["nonsense"]),
     ):

@@ -237,7 +237,6 @@ def test_settings_outside_the_table_are_not_silently_ignored(tmp_path: Path):
         ("storage_mode", "disk"),
         ("storage_mode", "mnesia"),
         ("storage_mode", "redis"),
-        ("ack", "all"),
         *((key, "x") for key, allowed in AVAILABLE.items() if None in allowed),
     ],
 )

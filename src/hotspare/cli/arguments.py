@@ -227,9 +227,13 @@ def _add_store(commands: Commands[_Parser]) -> None:
     command = _client_command(
         commands,
         "store",
-        "Stores a session, and returns when a majority of the nodes has it. Prints its new version.",
+        """\
+        Stores a session, and returns when a majority of the nodes has it; with --ack all when, beyond that,
+        every copy that may answer reads shows it. Prints its new version.
+        """,
         """\
         hotspare store alice '{"user": 7}' --ttl-ms 3600000
+        hotspare store alice '{"user": 7}' --ttl-ms 3600000 --ack all
         hotspare store alice - --ttl-ms 3600000 < session.json
         hotspare store alice '{"user": 7}' --ttl-ms 3600000 --if-absent
         """,
@@ -247,6 +251,7 @@ def _add_store(commands: Commands[_Parser]) -> None:
     condition.add_argument(
         "--if-version", type=_positive, metavar="N", help="only if it still has that version; else exit 1"
     )
+    _add_ack(command)
 
 
 def _add_get(commands: Commands[_Parser]) -> None:
@@ -279,13 +284,21 @@ def _add_delete(commands: Commands[_Parser]) -> None:
     command = _client_command(
         commands,
         "delete",
-        "Deletes a session on all nodes. With no such session it says so on stderr and exits 1.",
-        "hotspare delete alice",
+        """\
+        Deletes a session on all nodes, and returns when a majority has done so; with --ack all when, beyond
+        that, no copy that may answer reads shows it any more. With no such session it says so on stderr and
+        exits 1.
+        """,
+        """\
+        hotspare delete alice
+        hotspare delete alice --ack all
+        """,
     )
     command.add_argument("id", metavar="ID")
     command.add_argument(
         "--if-version", type=_positive, metavar="N", help="only if it still has that version"
     )
+    _add_ack(command)
 
 
 def _add_list(commands: Commands[_Parser]) -> None:
@@ -474,6 +487,14 @@ def _client_command(commands: Commands[_Parser], name: str, description: str, ex
     )
     _add_json(command)
     return command
+
+
+def _add_ack(command: _Parser) -> None:
+    command.add_argument(
+        "--ack",
+        choices=("quorum", "all"),
+        help="when to return (default: the setting ack, and quorum without one)",
+    )
 
 
 def _add_json(command: _Parser) -> None:

@@ -43,6 +43,7 @@ async def store(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
         if_version=options.if_version,
         if_absent=options.if_absent,
         if_present=options.if_present,
+        ack=options.ack,
     )
     _print(options, f"stored, version {version}", {"id": options.id, "version": version})
     return Exit.DONE
@@ -67,7 +68,7 @@ async def get(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
 
 
 async def delete(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
-    if not await replicator.delete_session(options.id, if_version=options.if_version):
+    if not await replicator.delete_session(options.id, if_version=options.if_version, ack=options.ack):
         return _no_such_session(options)
     _print(options, "deleted", {"id": options.id, "deleted": True})
     return Exit.DONE

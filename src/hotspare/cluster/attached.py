@@ -27,18 +27,21 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from hotspare.cluster import clocks
 from hotspare.cluster.clocks import BOOT_CLOCK
 from hotspare.cluster.lease import LeaseView
+from hotspare.cluster.reading import TIME_UNKNOWN
 from hotspare.cluster.remote import RemoteEngine, RemoteFeed
 from hotspare.engine import Read
 from hotspare.errors import (
     ConfigError,
     HotspareError,
     NotReady,
+    OutcomeUnknown,
     ProtocolError,
     Refused,
     StaleRead,
@@ -101,7 +104,8 @@ class _View(NamedTuple):
 class AttachedCopy:
     """A daemon's copy as this process reads it. Any thread, and on after a fork."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_clock_skew_ms: int) -> None:
+        self._max_skew_ms = max_clock_skew_ms
         self._view: _View | None = None
         self._absent = NOT_ATTACHED
         """Why there is no view."""
@@ -169,14 +173,17 @@ class AttachedCopy:
             return self._elsewhere(view, _unreadable(exc)).read_any_age(id)
         if is_empty:  # a copy of nothing knows of no session that it is absent
             raise NotReady(NOT_LEARNED)
-        if record is None or unpack_expiry(record)[0] <= limits.cluster_ms(clocks.boot_ms()):
+        if record is None:
             return None
-        return record
+        is_alive = limits.is_alive(unpack_expiry(record)[0], clocks.now(), self._max_skew_ms)
+        if is_alive is None:
+            raise NotReady(TIME_UNKNOWN)
+        return record if is_alive else None
 
     def _not_fresh(self, fresh_until_ms: int, now_ms: float) -> HotspareError:
         if fresh_until_ms < 0:
             return NotReady(NOT_LEARNED)
-        staleness_ms = self._max_staleness_ms + int(now_ms) - fresh_until_ms
+        staleness_ms = self._max_staleness_ms + ceil(now_ms - fresh_until_ms)
         return StaleRead(staleness_ms, self._max_staleness_ms)
 
     # --- from one copy to the next ----------------------------------------------------------------------
@@ -306,7 +313,7 @@ class AttachedEngine:
             raise ConfigError("attach", "it is not set", "the address of a daemon on this host")
         self._settings = settings
         self._address = settings.attach
-        self._copy = AttachedCopy()
+        self._copy = AttachedCopy(settings.max_clock_skew_ms)
         self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}
         self._is_started = False
         self._is_asking = False
@@ -380,6 +387,13 @@ class AttachedEngine:
     async def write(self, commands: list[Command], timeout_ms: int) -> list[int]:
         line = await self._line(timeout_ms)
         return await self._checked(line, line.remote.write(commands, timeout_ms))
+
+    async def barrier(self, timeout_ms: int) -> None:
+        try:
+            line = await self._line(timeout_ms)
+        except (NotReady, Unavailable) as exc:
+            raise OutcomeUnknown(exc.reason, is_applied=True) from None
+        await self._checked(line, line.remote.barrier(timeout_ms))
 
     async def call(self, verb: str, timeout_ms: int, **arguments: Any) -> Any:
         line = await self._line(timeout_ms)

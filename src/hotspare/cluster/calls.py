@@ -42,6 +42,8 @@ class Answers(msgspec.Struct, array_like=True, frozen=True, tag="answers"):
     first: int
     results: list[int]
     cluster_ms: int
+    index: int = 0
+    """Up to where the home shows the log, these results included."""
 
 
 class Unregistered(msgspec.Struct, array_like=True, frozen=True, tag="unregistered"):

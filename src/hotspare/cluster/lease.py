@@ -27,14 +27,13 @@ from typing import Final, NamedTuple, Self
 from zlib import crc32
 
 from hotspare.cluster import clocks
+from hotspare.protocol.clock import UNKNOWN_OFFSET_MS
+from hotspare.replica import Now
 
 FILE: Final = "lease"
 """Its name in the directory of the environment."""
 
 NEVER_MS: Final = -1
-UNKNOWN_OFFSET_MS: Final = -(1 << 62)
-"""As `ClusterClock` says it."""
-
 _MAGIC: Final = b"hslease1"
 _ID_BYTES: Final = 16
 _TAG_BYTES: Final = 8
@@ -61,6 +60,15 @@ class Limits(NamedTuple):
 
     def cluster_ms(self, now_ms: int) -> int:
         return max(self.floor_ms, now_ms + self.offset_ms)
+
+    def is_alive(self, expires_at_ms: int, now: Now, max_clock_skew_ms: int) -> bool | None:
+        """Of a session that is read however old the copy is. None: it may have expired or not, because nobody
+        has told this node the time since it started, and its own clock alone calls no session absent."""
+        if expires_at_ms <= self.cluster_ms(now.boot_ms):
+            return False
+        if self.offset_ms == UNKNOWN_OFFSET_MS and expires_at_ms <= now.wall_ms + max_clock_skew_ms:
+            return None
+        return True
 
 
 NOTHING_KNOWN: Final = Limits(NEVER_MS, UNKNOWN_OFFSET_MS, 0)

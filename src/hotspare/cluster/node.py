@@ -53,6 +53,7 @@ from hotspare.replica import (
     Reborn,
     Replica,
     ReplicaConfig,
+    ShownEverywhere,
 )
 from hotspare.settings import Address, Settings
 from hotspare.store import Store
@@ -94,13 +95,14 @@ class ClusterNode:
         self.store = store
         self.statistics = Statistics()
         self.has_copy = True
-        self._max_staleness_ms = settings.max_staleness_ms
         self._replica: Replica | None = None
         self._transport: Transport | NoTransport | None = None
         self._homes: dict[int, Home] = {}
         self._enrolling: dict[bytes, Home] = {}
         self._contexts: dict[int, asyncio.Future[Any]] = {}
         """Reads and operations under way."""
+        self._barriers = 0
+        """How many writes of this process wait until they are shown everywhere."""
         self._watchers: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         """Those who wait for something to become true of this node."""
         self._writer = Writer(
@@ -112,7 +114,9 @@ class ClusterNode:
         self._role = ""
         """The one that listeners know of."""
         self._page = page
-        self._reads = LocalReads(store, self._not_fresh, page)
+        self._reads = LocalReads(
+            store, self._not_fresh, settings.max_clock_skew_ms, page
+        )
         self.read_local = self._reads.read
         self._is_pump_scheduled = False
         self._is_catching_up = False
@@ -192,6 +196,8 @@ class ClusterNode:
         self._is_stopping = True
         await self._settle_writes()
         await self._hand_over()
+        if self._page is None:  # other processes go on reading a daemon's copy
+            self._give_up_lease()
         await self._shut_down()
 
     async def abort(self) -> None:
@@ -204,8 +210,10 @@ class ClusterNode:
         timeout_ms = self.settings.replication_rpc_timeout_ms
         with suppress(TimeoutError):  # close() tells their callers
             async with asyncio.timeout(timeout_ms / 1000):
-                while self._writer.is_busy:
+                while self._writer.is_busy or self._barriers:
                     await self._writer.settle()
+                    await asyncio.sleep(0)  # who was answered may wait on
+                    await self._until(lambda: not self._barriers)
 
     async def _hand_over(self) -> None:
         replica = self.replica
@@ -216,6 +224,12 @@ class ClusterNode:
             await self._operate("failover", self.name, self.settings.election_timeout_ms)
         except HotspareError as exc:
             logger.warning("%s stops without a successor: %s", self.name, exc)
+
+    def _give_up_lease(self) -> None:
+        """Nobody reads this copy any more, so no write of the others has to wait for its lease to run out."""
+        self._reads.close()
+        self.replica.give_up_lease(clocks.now())
+        self._pump()
 
     async def _shut_down(self) -> None:
         if self._timer is not None:
@@ -256,10 +270,9 @@ class ClusterNode:
         return self._read_any_age(id)
 
     def _read_any_age(self, id: bytes) -> bytes | None:
-        now_ms = clocks.boot_ms()
         if self.replica.table.applied_index == 0:  # a copy of nothing knows of no session that it is absent
-            raise self._not_fresh(now_ms)
-        return self._reads.read_any_age(id, now_ms)
+            raise self._not_fresh(None)
+        return self._reads.read_any_age(id, clocks.now())
 
     @property
     def is_fresh(self) -> bool:
@@ -272,16 +285,17 @@ class ClusterNode:
         return replica.table.count - self.store.due_count(replica.clock.read_ms(clocks.boot_ms()))
 
     def _check_fresh(self) -> None:
-        now_ms = clocks.boot_ms()
-        if not self._reads.is_fresh(now_ms):
-            raise self._not_fresh(now_ms)
+        self._reads.check_fresh(clocks.boot_ms())
 
-    def _not_fresh(self, now_ms: int) -> HotspareError:
-        replica = self._replica
+    def _not_fresh(self, overdue_ms: int | None) -> HotspareError:
+        """The error for a copy whose lease has been over for so long; None: it has none."""
+        replica, limit_ms = self._replica, self.settings.max_staleness_ms
         if replica is None:
             return NotReady("it does not run")
-        if replica.fresh_as_of_ms >= 0:
-            return StaleRead(now_ms - replica.fresh_as_of_ms, self.settings.max_staleness_ms)
+        if overdue_ms is not None:
+            return StaleRead(limit_ms + overdue_ms, limit_ms)
+        if self._is_stopping:
+            return NotReady("it is being stopped")
         if replica.node is None:
             return NotReady("it belongs to no cluster yet")
         return NotReady("it has not learned yet what is committed")
@@ -309,6 +323,29 @@ class ClusterNode:
         except (Unavailable, OutcomeUnknown):
             self.statistics.failed_replications += len(commands)
             raise
+
+    async def barrier(self, timeout_ms: int) -> None:
+        """See `hotspare.engine.Engine.barrier`."""
+        if self._replica is None:
+            raise OutcomeUnknown("this node was stopped before every copy showed it", is_applied=True)
+        self._barriers += 1
+        try:
+            await self._call_barrier(timeout_ms, self._replica.table.applied_index)
+        finally:
+            self._barriers -= 1
+
+    async def _call_barrier(self, timeout_ms: int, index: int) -> None:
+        """Returns when every copy that may answer reads shows the log up to there. Raises OutcomeUnknown."""
+        if type(index) is not int:
+            raise TypeError(f"an index of type {type(index).__name__}")
+        context = self.replica.barrier(index, clocks.now())
+        try:
+            await self._wait(context, timeout_ms, "not every copy that may answer reads showed it in time")
+        except Unavailable as exc:
+            raise OutcomeUnknown(exc.reason, is_applied=True) from None
+        finally:
+            if self._replica is not None:
+                self._replica.forget_barrier(context)
 
     async def _call_flush(self, timeout_ms: int) -> None:
         """Returns when nothing that was written here is pending; on the primary, when all copies that answer
@@ -514,6 +551,8 @@ class ClusterNode:
         if nonce and nonce not in self._enrolling:
             self._enrolling[nonce] = origin
             replica.enrol(nonce, now)
+        if not replica.leader:  # what does not leave this process has a certain outcome
+            return
         for group in origin.take_groups(now.boot_ms, replica.cluster_ms(now)):
             self._homes[group.origin] = origin
             replica.submit(group, now)
@@ -555,7 +594,7 @@ class ClusterNode:
                 self._schedule()  # heartbeats never wait behind a long log or snapshot
                 break
         self._send_out(replica)
-        self._reads.publish(self._fresh_until(replica), replica.clock, now.boot_ms, replica.id)
+        self._reads.publish(replica.lease_end_ms, replica.clock, now.boot_ms, replica.id)
         events = replica.take_events()
         if events:
             self._dispatch(events)
@@ -567,10 +606,6 @@ class ClusterNode:
             self._is_catching_up = True
             self._loop.call_later(PATIENCE_S, self._catch_up)
         self._arm_timer(replica, now)
-
-    def _fresh_until(self, replica: Replica) -> int:
-        fresh_as_of_ms = replica.fresh_as_of_ms
-        return fresh_as_of_ms + self._max_staleness_ms if fresh_as_of_ms >= 0 else -1
 
     def _send_out(self, replica: Replica) -> None:
         outbox = replica.take_outbox()
@@ -621,6 +656,9 @@ class ClusterNode:
     def _on_read_ready(self, event: ReadReady) -> None:
         self._settle(event.context, None)
 
+    def _on_shown_everywhere(self, event: ShownEverywhere) -> None:
+        self._settle(event.context, None)
+
     def _on_operation_done(self, event: OperationDone) -> None:
         self._settle(event.context, event)
 
@@ -639,6 +677,7 @@ class ClusterNode:
             lost_ms = statistics.recovery_time_ms if statistics.failovers > failovers else 0
             self._publish([PrimaryChanged(event.leader, previous, event.term, lost_ms)])
         if event.leader:
+            self._schedule()  # writes may have waited for it
             logger.info("%s: the primary is %s (term %d)", self.name, event.leader, event.term)
         else:
             logger.info("%s: there is no primary (term %d)", self.name, event.term)
@@ -810,6 +849,7 @@ _VERBS: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
     "records": ClusterNode._call_records,
     "status": ClusterNode._call_status,
     "metrics": ClusterNode._call_metrics,
+    "barrier": ClusterNode._call_barrier,
     "flush": ClusterNode._call_flush,
     "promote": ClusterNode._call_promote,
     "failover": ClusterNode._call_failover,
@@ -822,6 +862,7 @@ _REACTIONS: dict[type, Callable[[ClusterNode, Any], None]] = {
     UnknownOrigin: ClusterNode._on_unknown_origin,
     Registered: ClusterNode._on_registered,
     ReadReady: ClusterNode._on_read_ready,
+    ShownEverywhere: ClusterNode._on_shown_everywhere,
     OperationDone: ClusterNode._on_operation_done,
     LeaderChanged: ClusterNode._on_leader_changed,
     PeersChanged: ClusterNode._on_peers_changed,

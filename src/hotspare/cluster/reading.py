@@ -1,9 +1,9 @@
 """Reads of the copy in this process: on any thread, without the event loop, in about a microsecond.
 
 What a reader must know stands in one tuple, which the event loop replaces as a whole: until when the copy
-counts as fresh, and what cluster time is. A reader takes the tuple first, then the record, and looks at
-the clock last: however long it was held up in between, it never returns what was read after the copy had
-ceased to be fresh, nor a record from before a pause in the name of a renewal after it.
+may be read (its lease, see `protocol.leases`), and what cluster time is. A reader takes the tuple first,
+then the record, and looks at the clock last: however long it was held up in between, it never returns what
+was read after the lease had run out, nor a record from before a pause in the name of a renewal after it.
 
 A daemon has a lease page besides: what is published for its own readers is written there too, for those in
 other processes.
@@ -13,27 +13,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from math import ceil
+from typing import Final
 
 from hotspare.cluster.clocks import BOOT_CLOCK
 from hotspare.cluster.lease import NEVER_MS, NOTHING_KNOWN, LeasePage, Limits
-from hotspare.errors import HotspareError
-from hotspare.protocol.clock import ClusterClock
+from hotspare.errors import HotspareError, NotReady
+from hotspare.protocol.clock import UNKNOWN_OFFSET_MS, ClusterClock
+from hotspare.replica import Now
 from hotspare.session import unpack_expiry
 from hotspare.store import Store
+
+TIME_UNKNOWN: Final = "nobody has told it the time since it started, and the session may have expired since"
 
 _clock_gettime = time.clock_gettime
 
 
 class LocalReads:
-    """See the module's docstring. `complain` makes the error for a copy that is not fresh at a local time."""
+    """See the module's docstring. `not_fresh` makes the error for a copy whose lease ran out so many
+    milliseconds ago (None: it has none)."""
 
-    __slots__ = ("_complain", "_limits", "_page", "_store")
+    __slots__ = ("_limits", "_max_skew_ms", "_not_fresh", "_page", "_store")
 
     def __init__(
-        self, store: Store, complain: Callable[[int], HotspareError], page: LeasePage | None = None
+        self,
+        store: Store,
+        not_fresh: Callable[[int | None], HotspareError],
+        max_clock_skew_ms: int,
+        page: LeasePage | None = None,
     ) -> None:
         self._store = store
-        self._complain = complain
+        self._not_fresh = not_fresh
+        self._max_skew_ms = max_clock_skew_ms
         self._page = page
         known = page.limits if page is not None else NOTHING_KNOWN
         self._limits = known._replace(fresh_until_ms=NEVER_MS)
@@ -42,6 +53,8 @@ class LocalReads:
         """Called by the event loop whenever any of it may have changed, after what was applied is committed.
         Cluster time never goes back. `server` is the node's incarnation."""
         limits, offset_ms, cluster_ms = self._limits, clock.offset_ms, clock.read_ms(now_ms)
+        if offset_ms == UNKNOWN_OFFSET_MS:  # what an earlier process was told holds for this boot
+            offset_ms = limits.offset_ms
         is_ticking = cluster_ms == now_ms + offset_ms  # and not held up by a stamp that was later
         if is_ticking and fresh_until_ms == limits.fresh_until_ms and offset_ms == limits.offset_ms:
             return
@@ -60,13 +73,22 @@ class LocalReads:
     def is_fresh(self, now_ms: int) -> bool:
         return now_ms <= self._limits.fresh_until_ms
 
+    def check_fresh(self, now_ms: int) -> None:
+        """Raises NotReady or StaleRead."""
+        fresh_until_ms = self._limits.fresh_until_ms
+        if now_ms > fresh_until_ms:
+            raise self._complain(fresh_until_ms, now_ms)
+
+    def _complain(self, fresh_until_ms: int, now_ms: float) -> HotspareError:
+        return self._not_fresh(ceil(now_ms - fresh_until_ms) if fresh_until_ms >= 0 else None)
+
     def read(self, id: bytes, /) -> bytes | None:
         """The record of a live session. Raises NotReady or StaleRead."""
         fresh_until_ms, offset_ms, floor_ms = self._limits
         record = self._store.get(id)
         now_ms = _clock_gettime(BOOT_CLOCK) * 1000.0
         if now_ms > fresh_until_ms:
-            raise self._complain(int(now_ms))
+            raise self._complain(fresh_until_ms, now_ms)
         if record is None:
             return None
         (expires_at_ms,) = unpack_expiry(record)
@@ -74,9 +96,13 @@ class LocalReads:
             return None
         return record
 
-    def read_any_age(self, id: bytes, now_ms: int) -> bytes | None:
-        """The same, however old the copy is."""
+    def read_any_age(self, id: bytes, now: Now) -> bytes | None:
+        """The same, however old the copy is. Raises NotReady if it cannot be told whether it has expired."""
+        limits = self._limits
         record = self._store.get(id)
-        if record is None or unpack_expiry(record)[0] <= self.cluster_ms(now_ms):
+        if record is None:
             return None
-        return record
+        is_alive = limits.is_alive(unpack_expiry(record)[0], now, self._max_skew_ms)
+        if is_alive is None:
+            raise NotReady(TIME_UNKNOWN)
+        return record if is_alive else None

@@ -20,6 +20,7 @@ from hotspare.engine import Read
 from hotspare.errors import (
     ConfigError,
     NotReady,
+    OutcomeUnknown,
     ProtocolError,
     Refused,
     Unavailable,
@@ -81,6 +82,8 @@ class RemoteEngine:
         self._next_context = 0
         self._parts = bytearray()
         """Of a message that is not complete."""
+        self._told_index = 0
+        """Up to where homes have shown the log when they answered."""
         self._enrolling = b""
         self._unwritable: set[str] = set()
         """The homes that said one after the other that they take no writes."""
@@ -167,6 +170,12 @@ class RemoteEngine:
     async def write(self, commands: list[Command], timeout_ms: int) -> list[int]:
         self._check_running()
         return await self._writer.write(commands, size_of(commands), clocks.boot_ms(), timeout_ms)
+
+    async def barrier(self, timeout_ms: int) -> None:
+        try:
+            await self.call("barrier", timeout_ms, index=self._told_index)
+        except (NotReady, Unavailable) as exc:
+            raise OutcomeUnknown(exc.reason, is_applied=True) from None
 
     async def call(self, verb: str, timeout_ms: int, **arguments: Any) -> Any:
         asked = self.begin_call(verb, timeout_ms, arguments)
@@ -302,6 +311,7 @@ class RemoteEngine:
 
     def _on_answers(self, message: calls.Answers) -> None:
         self._clock.heard(message.cluster_ms, clocks.boot_ms())
+        self._told_index = max(self._told_index, message.index)
         self._writer.origin.answered(message.origin, message.first, message.results)
 
     def _on_unregistered(self, message: calls.Unregistered) -> None:

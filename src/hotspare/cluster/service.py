@@ -170,7 +170,8 @@ class ClientSession:
 
     def answered(self, origin: int, first: int, results: list[int]) -> None:
         self._groups.discard((origin, first))
-        self._send(calls.Answers(origin, first, results, self._cluster_ms()))
+        index = self._node.replica.table.applied_index
+        self._send(calls.Answers(origin, first, results, self._cluster_ms(), index))
 
     def unknown(self, origin: int) -> None:
         self._groups = {group for group in self._groups if group[0] != origin}

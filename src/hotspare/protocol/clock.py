@@ -14,6 +14,9 @@ from collections.abc import Sequence
 
 from hotspare.raft.quorum import lower_median
 
+UNKNOWN_OFFSET_MS = -(1 << 62)
+"""The offset of a clock that nobody has told the time: far in the past."""
+
 
 class ClusterClock:
     """Cluster time as one node knows it. Readings never decrease."""
@@ -28,8 +31,8 @@ class ClusterClock:
 
     @property
     def offset_ms(self) -> int:
-        """Cluster time minus the local monotonic clock; far in the past while nobody has told the time."""
-        return self._offset_ms if self._offset_ms is not None else -(1 << 62)
+        """Cluster time minus the local monotonic clock; UNKNOWN_OFFSET_MS while nobody has told the time."""
+        return self._offset_ms if self._offset_ms is not None else UNKNOWN_OFFSET_MS
 
     @property
     def known(self) -> bool:

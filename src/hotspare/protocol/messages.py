@@ -64,14 +64,45 @@ class Enrol(msgspec.Struct, array_like=True, frozen=True, tag="enrol"):
 
 
 class ReadRequest(msgspec.Struct, array_like=True, frozen=True, tag="read?"):
-    """Asks the leader up to which index a copy must have applied to be read linearizably."""
+    """Asks the leader up to which index a copy must have applied to be read linearizably. `lease_ms`: for so
+    long, counted from when it asks, the copy would like to go on being read; 0: no lease is wanted."""
 
     context: int
+    lease_ms: int = 0
 
 
 class ReadReply(msgspec.Struct, array_like=True, frozen=True, tag="read"):
+    """`lease_ms`: the length of the lease that is granted."""
+
     context: int
     index: int
+    lease_ms: int = 0
+
+
+class LeaseEnd(msgspec.Struct, array_like=True, frozen=True, tag="unread"):
+    """To the leader: this copy answers nothing any more under the leases it has asked for with these
+    contexts."""
+
+    first: int
+    last: int
+
+
+class Barrier(msgspec.Struct, array_like=True, frozen=True, tag="barrier?"):
+    """Asks the leader to say when every copy that may answer reads shows the log up to there."""
+
+    index: int
+
+
+class BarrierPassed(msgspec.Struct, array_like=True, frozen=True, tag="barrier"):
+    index: int
+
+
+class Watch(msgspec.Struct, array_like=True, frozen=True, tag="shows?"):
+    """Asks a copy to say what it shows, and for a while (`leases.WATCH_MS`) whenever that becomes more."""
+
+
+class Shows(msgspec.Struct, array_like=True, frozen=True, tag="shows"):
+    """The answer: it stands on the envelope, as `applied`."""
 
 
 class OperationRequest(msgspec.Struct, array_like=True, frozen=True, tag="op?"):
@@ -107,6 +138,11 @@ Message: TypeAlias = (
     | Enrol
     | ReadRequest
     | ReadReply
+    | LeaseEnd
+    | Barrier
+    | BarrierPassed
+    | Watch
+    | Shows
     | OperationRequest
     | OperationReply
 )
@@ -139,17 +175,22 @@ decode: Callable[[bytes | memoryview], Envelope] = msgspec.msgpack.Decoder(Envel
 
 __all__ = [
     "NOBODY",
+    "Barrier",
+    "BarrierPassed",
     "Enrol",
     "Envelope",
     "Forward",
     "Founding",
     "FoundingReply",
     "Introduction",
+    "LeaseEnd",
     "Message",
     "OperationReply",
     "OperationRequest",
     "ReadReply",
     "ReadRequest",
+    "Shows",
+    "Watch",
     "decode",
     "encode",
 ]

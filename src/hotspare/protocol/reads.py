@@ -3,12 +3,14 @@
 A read asks the leader up to which index everything was committed when it asked (ReadIndex: the dissertation,
 6.4), waits until that is applied here, and reads here. The same question, asked now and then by the copy
 itself, tells how fresh it is: once the answer is applied, the copy holds everything that was committed
-when the question left. So a copy that was cut off, paused or just started knows that it does not know.
+when the question left. So a copy that was cut off, paused or just started knows that it does not know. With
+the answer comes a lease (see `leases`): for how long, from then on, the copy may be read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 NEVER = -1
 
@@ -32,9 +34,12 @@ class Reads:
         self._unanswered[context] = now_ms
         return context
 
-    def answered(self, context: int, index: int) -> None:
-        if self._unanswered.pop(context, None) is not None:
-            self._waiting[context] = index
+    def answered(self, context: int, index: int) -> bool:
+        """Whether it counts: only the first answer to a question of ours does."""
+        if self._unanswered.pop(context, None) is None:
+            return False
+        self._waiting[context] = index
+        return True
 
     def forget(self, context: int) -> None:
         self._unanswered.pop(context, None)
@@ -63,39 +68,83 @@ class Reads:
 
 
 class Freshness:
-    """As of when this copy is known to be complete. All times are local and monotonic."""
+    """As of when this copy is known to be complete, and the lease under which it may be read. All times are
+    local and monotonic."""
 
     def __init__(self, max_staleness_ms: int) -> None:
-        self._max_staleness_ms = max_staleness_ms
+        self.max_staleness_ms = max_staleness_ms
+        """The longest lease that this copy asks for."""
         self._renewal: tuple[int, int] | None = None
         """(context, when it was asked first) of the question under way."""
+        self._granted_ms = 0
+        """The length of the lease that was the answer to it."""
+        self._pause_ms = max_staleness_ms // 4
+        self._first_context: int | None = None
+        """Of the first question; None: there was none, or there will be no more."""
+        self._is_closed = False
         self.fresh_as_of_ms = NEVER
         """Everything committed before this time is here; NEVER until it was learned once."""
+        self.lease_end_ms = NEVER
+        """The last time at which the copy may be read."""
 
     def renew(self, now_ms: int, start: Callable[[int], int]) -> int | None:
         """Begins a question when it is time for one: its context, to be asked by the caller."""
-        if self._renewal is not None or now_ms - self.fresh_as_of_ms < self._max_staleness_ms // 4:
+        is_due = self._renewal is None and now_ms - self.fresh_as_of_ms >= self._pause_ms
+        if not is_due or self._is_closed:
             return None
         context = start(now_ms)
-        self._renewal = (context, now_ms)
+        self._renewal, self._granted_ms = (context, now_ms), 0
+        if self._first_context is None:
+            self._first_context = context
+        self._last_context = context
         return context
 
+    def is_ours(self, context: int) -> bool:
+        """Whether this is the question under way."""
+        return self._renewal is not None and self._renewal[0] == context
+
+    def granted(self, context: int, lease_ms: int) -> None:
+        """The answer came. It counts once it is ripe."""
+        if self.is_ours(context):
+            self._granted_ms = min(lease_ms, self.max_staleness_ms)
+
     def ripe(self, context: int) -> bool:
-        """Whether this was our question; if so, the copy is as fresh as the question is old."""
+        """Whether this was our question, whose answer is applied now; if so, the copy is as fresh as the
+        question is old, and the lease counts from there."""
         if self._renewal is None or self._renewal[0] != context:
             return False
-        self.fresh_as_of_ms = max(self.fresh_as_of_ms, self._renewal[1])
+        _, asked_ms = self._renewal
+        self.fresh_as_of_ms = max(self.fresh_as_of_ms, asked_ms)
+        self.lease_end_ms = max(self.lease_end_ms, asked_ms + self._granted_ms)
+        self._pause_ms = self._granted_ms // 4
         self._renewal = None
         return True
 
     def give_up(self, now_ms: int) -> int | None:
         """The context of a question that has been under way for so long that its answer would be worth
         nothing; another one may begin."""
-        if self._renewal is None or now_ms - self._renewal[1] < self._max_staleness_ms:
+        if self._renewal is None or now_ms - self._renewal[1] < self.max_staleness_ms:
             return None
         context = self._renewal[0]
         self._renewal = None
         return context
+
+    def close(self) -> tuple[int, int] | None:
+        """This copy is not read any more, and asks for no more leases: the first and the last context of
+        those it has asked for, if there are any."""
+        self._is_closed, self._renewal = True, None
+        self.lease_end_ms = NEVER
+        return None if self._first_context is None else (self._first_context, self._last_context)
+
+
+class Asker(NamedTuple):
+    """Whose question it is that a leader has confirmed."""
+
+    name: str
+    """Empty for the leader itself."""
+    context: int
+    lease_ms: int
+    """The length of the lease that goes with the answer."""
 
 
 class Askers:
@@ -103,15 +152,15 @@ class Askers:
 
     def __init__(self, first_number: int) -> None:
         self._next_number = first_number
-        self._asked: dict[int, tuple[str, int]] = {}
+        self._asked: dict[int, Asker] = {}
 
-    def add(self, asker: str, context: int) -> int:
-        """The number under which the consensus core confirms it; `asker` is empty for this node."""
+    def add(self, asker: Asker) -> int:
+        """The number under which the consensus core confirms it."""
         self._next_number += 1
-        self._asked[self._next_number] = (asker, context)
+        self._asked[self._next_number] = asker
         return self._next_number
 
-    def pop(self, number: int) -> tuple[str, int] | None:
+    def pop(self, number: int) -> Asker | None:
         return self._asked.pop(number, None)
 
     def clear(self) -> None:
