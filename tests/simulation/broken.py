@@ -20,7 +20,10 @@ from typing import Any
 from unittest.mock import patch
 
 from hotspare.protocol import founding, membership
+from hotspare.protocol import leases as protocol_leases
 from hotspare.protocol.clock import ClusterClock
+from hotspare.protocol.leases import Leases
+from hotspare.protocol.messages import ReadRequest
 from hotspare.protocol.origin import Origin
 from hotspare.protocol.reads import Freshness
 from hotspare.protocol.snapshot import SnapshotReceiver
@@ -361,4 +364,111 @@ def the_fastest_clock_rules() -> AbstractContextManager[object]:
 
 @bug(within=60, scenario=directed.readers_cut_off)
 def a_copy_takes_itself_for_fresher_than_it_is() -> AbstractContextManager[object]:
-    return changed(Freshness, "ripe", "max(self.fresh_as_of_ms, self._renewal[1])", "self._renewal[1] + 1000")
+    return changed(Freshness, "ripe", "_, asked_ms = self._renewal", "asked_ms = self._renewal[1] + 1000")
+
+
+# --- leases ---------------------------------------------------------------------------------------------
+
+
+@bug(within=20, scenario=directed.leases_cut_off)
+def a_lease_counts_from_its_receipt() -> AbstractContextManager[object]:
+    """Instead of from the question."""
+    received: dict[int, int] = {}
+    note_answer = Replica._note_answer
+
+    def noting_the_time(self: Replica, context: int, index: int, lease_ms: int) -> None:
+        received[context] = self._now.boot_ms
+        note_answer(self, context, index, lease_ms)
+
+    return both(
+        patch.object(Replica, "_note_answer", noting_the_time),
+        changed(
+            Freshness,
+            "ripe",
+            "_, asked_ms = self._renewal",
+            "asked_ms = _received.get(context, self._renewal[1])",
+            _received=received,
+        ),
+    )
+
+
+@bug(within=40, scenario=directed.leases_cut_off)
+def clocks_are_taken_to_run_alike() -> AbstractContextManager[object]:
+    return patch.object(protocol_leases, "longest_ms", lambda lease_ms: lease_ms)
+
+
+@bug(within=20, scenario=directed.leases_of_the_deposed)
+def a_predecessors_grants_are_forgotten() -> AbstractContextManager[object]:
+    return changed(Leases, "begin", " if has_predecessor else 0", " * 0")
+
+
+@bug(within=20, scenario=directed.leases_of_learners)
+def learners_are_left_out_of_barriers() -> AbstractContextManager[object]:
+    request_read = Replica._request_read
+
+    def voters_only(self: Replica, asker: str, server: str, applied: int, request: ReadRequest) -> None:
+        request_read(self, asker, server, applied, request)
+        if server not in self.configuration.voters:
+            self._leases._copies.pop(server, None)
+
+    return patch.object(Replica, "_request_read", voters_only)
+
+
+@bug(within=20, scenario=directed.leases_of_the_dead)
+def a_lease_is_kept_across_a_restart() -> AbstractContextManager[object]:
+    start = SimulatedNode.start
+    kept: dict[str, int] = {}
+
+    def keeping(self: SimulatedNode) -> None:
+        was_up = self.is_up
+        start(self)
+        assert self.replica is not None
+        if not was_up:
+            self.replica._freshness.lease_end_ms = kept.get(self.name, -1)
+
+    note_lease = SimulatedNode._note_lease
+
+    def noting(self: SimulatedNode) -> None:
+        note_lease(self)
+        kept[self.name] = max(self.lease_end_ms, kept.get(self.name, -1))
+
+    return both(
+        patch.object(SimulatedNode, "start", keeping), patch.object(SimulatedNode, "_note_lease", noting)
+    )
+
+
+@bug(within=20, scenario=directed.leases_on_slow_disks)
+def copies_tell_what_they_hold_instead_of_what_they_show() -> AbstractContextManager[object]:
+    """A barrier is answered before it is applied."""
+    return changed(
+        Replica,
+        "finish",
+        "self._deliver(work.outcomes)",
+        "self._deliver(work.outcomes)\n        self._outbox.applied = node.commit",
+    )
+
+
+@bug(within=20, scenario=directed.leases_of_the_dead)
+def the_dead_are_taken_to_have_no_readers() -> AbstractContextManager[object]:
+    peer_down = Replica.peer_down
+
+    def forgetting(self: Replica, name: str, now: Now) -> None:
+        peer_down(self, name, now)
+        self._leases._copies.pop(self.peers[name].id, None)
+
+    return patch.object(Replica, "peer_down", forgetting)
+
+
+@bug(within=20, scenario=directed.leases_of_the_dead)
+def who_said_goodbye_answers_on() -> AbstractContextManager[object]:
+    return changed(Freshness, "close", "self.lease_end_ms = NEVER", "pass")
+
+
+@bug(within=20, scenario=directed.leases_on_slow_disks)
+def a_lease_begins_before_its_index_is_applied() -> AbstractContextManager[object]:
+    return changed(
+        Freshness,
+        "granted",
+        "self._granted_ms = min(lease_ms, self.max_staleness_ms)",
+        "self._granted_ms = lease_ms; self.lease_end_ms = self._renewal[1] + lease_ms",
+    )

@@ -282,7 +282,11 @@ class Ledger:
 
 class ReadInvariants:
     """What a node answers from its own copy: never older than what it answered before, than what its clients
-    were told, or than it promises to be at most."""
+    were told, than what was to be shown everywhere, or than it promises to be at most.
+
+    All copies that have applied the same entries are the same (`RaftInvariants`), so to show an index is to
+    show every write up to there: none of them can look absent.
+    """
 
     MAX_SKEW_MS = 500
 
@@ -295,6 +299,8 @@ class ReadInvariants:
         self._told_at_ms: list[int] = [-(1 << 60)]
         self._told_anywhere: list[int] = [0]
         """Times, and the greatest index of a write that anybody was told of by then."""
+        self._everywhere = 0
+        """The greatest index that every answer of any node must show."""
         self._ahead_ms = 0
         """How far the clock of the furthest leader has ever been ahead of true time."""
 
@@ -308,8 +314,21 @@ class ReadInvariants:
     def leader_clock(self, ahead_ms: int) -> None:
         self._ahead_ms = max(self._ahead_ms, ahead_ms)
 
+    def shown_everywhere(self, index: int) -> None:
+        """A writer was told that no copy answers reads without showing that much."""
+        self._everywhere = max(self._everywhere, index)
+
+    def may_show(self, node: str, applied: int) -> None:
+        """If somebody read at this moment, this node's copy would answer."""
+        if applied < self._everywhere:
+            raise Violation(
+                f"{node} may answer reads as of entry {applied}, and entry {self._everywhere} was told to be "
+                "shown everywhere"
+            )
+
     def answers(self, node: str, applied: int, now_ms: int) -> None:
         """The node answers a local read from a copy with that index."""
+        self.may_show(node, applied)
         shown, told = self._shown.get(node, 0), self._told.get(node, 0)
         if applied < shown:
             raise Violation(f"{node} showed entry {shown}, and now reads as of entry {applied}")

@@ -85,6 +85,7 @@ class Client:
         self.world = world
         self.scheduler = world.scheduler
         self.random = world.scheduler.stream(f"client {name}")
+        self._acks = world.scheduler.stream(f"acks {name}")
         self.workload = workload
         self.under_way: dict[int, tuple[Operation, Command]] = {}
         """Writes, by number."""
@@ -155,14 +156,15 @@ class Client:
 
     # --- writing --------------------------------------------------------------------------------------
 
-    def write(self, verb: Verb, id: str, timeout_ms: int = 0) -> Operation:
+    def write(self, verb: Verb, id: str, timeout_ms: int = 0, *, for_all: bool = False) -> Operation:
         operation = self.world.begin(self, verb, id)
         self._draw_arguments(operation)
         command = _command(operation)
+        for_all = for_all or self._acks.random() < self.world.scenario.for_all
         give_up_ms = self.local_ms() + (timeout_ms or self.random.choice(self.workload.timeouts_ms))
         self.under_way[operation.number] = (operation, command)
         self.origin.submit(
-            Parcel([command], 64, give_up_ms, lambda told: self._told(operation, command, told)),
+            Parcel([command], 64, give_up_ms, lambda told: self._told(operation, command, told, for_all)),
             self.local_ms(),
         )
         self.wake()
@@ -191,7 +193,7 @@ class Client:
             operation.condition = Condition.VERSION
             operation.if_version = self.random.choice(self.known_versions[-4:])
 
-    def _told(self, operation: Operation, command: Command, told: list[int] | Lost) -> None:
+    def _told(self, operation: Operation, command: Command, told: list[int] | Lost, for_all: bool) -> None:
         del self.under_way[operation.number]
         if isinstance(told, Lost):
             self._lost(operation, command, told.certain)
@@ -202,6 +204,8 @@ class Client:
         if operation.version:
             self.known_versions.append(operation.version)
         self.world.end(operation, self.home)
+        if for_all:
+            self.at_home(lambda home: home.barrier(self.world.shown_everywhere))
 
     def store_crowd(self, count: int, ttl_ms: int) -> None:
         """Sessions that nobody looks at: they are there to expire."""
@@ -315,6 +319,8 @@ class LocalClient(Client):
         if nonce and nonce != self._enrolling:
             self._enrolling = nonce
             self.home.enrol(nonce, self)
+        if not self.home.knows_primary:
+            return
         for group in self.take_groups(self.home.cluster_ms()):
             self.home.submit(group, self)
 

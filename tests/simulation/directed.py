@@ -155,10 +155,10 @@ def restarting_voters(seed: int) -> Scenario:
     return dataclasses.replace(scenario, voters_die=0.5)
 
 
-def _slow_down(which: int) -> Callable[[World], None]:
+def _slow_down(which: int, share: float = 0.5, slow_ms: tuple[int, int] = (1, 20)) -> Callable[[World], None]:
     def strike(world: World) -> None:
         storage = world.nodes[which].storage
-        storage.slow, storage.slow_ms = 0.5, (1, 20)
+        storage.slow, storage.slow_ms = share, slow_ms
 
     return strike
 
@@ -301,6 +301,90 @@ def forgotten_origins(seed: int) -> Scenario:
     return scenario
 
 
+def _for_all(scenario: Scenario) -> None:
+    """Everybody writes for all copies, and often: a barrier passes as soon as the last lease has run out."""
+    scenario.for_all = 1.0
+    scenario.local_clients = list(range(scenario.nodes))
+    scenario.workload.weights = [60, 10, 0, 20, 0, 10]
+    scenario.workload.timeouts_ms = (5000,)
+
+
+def leases_cut_off(seed: int) -> Scenario:
+    """Copies are cut off from a primary whose answers reached them late; everybody waits for all copies."""
+    scenario, random = _base(seed)
+    _for_all(scenario)
+    scenario.conditions = random.choice([CALM, Conditions(delay_ms=(1, 60)), Conditions(straggle=0.02)])
+
+    def strike(world: World) -> None:
+        primary = world.victim(PRIMARY)
+        secondaries = [node for node in world.nodes if node is not primary]
+        _isolate(world.random.choice(secondaries), world, 1700, they_notice=False)
+
+    scenario.faults = _every(random, 1900, "a copy is cut off", strike)
+    return scenario
+
+
+def leases_of_the_deposed(seed: int) -> Scenario:
+    """Primaries are cut off, the others notice at once, and everybody waits for all copies."""
+    scenario = deposed_leaders(seed)
+    _for_all(scenario)
+    return scenario
+
+
+def leases_of_the_dead(seed: int) -> Scenario:
+    """Secondaries die, with their state or without, or stop in good order; what they held may still be read
+    by others on their hosts."""
+    scenario, random = _base(seed, nodes=5)
+    _for_all(scenario)
+    scenario.is_volatile = seed % 2 == 1
+
+    def strike(world: World) -> None:
+        primary, choose = world.victim(PRIMARY), world.random.choice
+        victim = choose([node for node in world.nodes if node is not primary])
+        down_ms = choose([0, 30, 400, 1500])
+        if choose([True, False]):
+            world.stop(victim, down_ms=down_ms)
+        else:
+            world.crash(victim, keep_state=choose([True, True, False]), down_ms=down_ms)
+
+    scenario.faults = _every(random, 600, "an end", strike, begin_ms=700)
+    return scenario
+
+
+def leases_of_learners(seed: int) -> Scenario:
+    """Secondaries lose their state, come back as learners, stay so, and are cut off."""
+    scenario, random = _base(seed, nodes=5)
+    _for_all(scenario)
+    scenario.limits[hotspare.replica, "CAUGHT_UP_ENTRIES"] = 64
+
+    def let_vote(entries: int) -> None:
+        hotspare.replica.CAUGHT_UP_ENTRIES = entries
+
+    def strike(world: World) -> None:
+        primary = world.victim(PRIMARY)
+        learner = world.random.choice([node for node in world.nodes if node is not primary])
+        let_vote(-1)
+        world.crash(learner, keep_state=False, down_ms=0)
+        world.scheduler.after(700, lambda: _isolate(learner, world, 1500, they_notice=False))
+        world.scheduler.after(2400, lambda: let_vote(64))
+
+    scenario.faults = [Fault(random.randrange(500, 900), "a learner", "a learner is cut off", strike)]
+    return scenario
+
+
+def leases_on_slow_disks(seed: int) -> Scenario:
+    """Copies hear what is committed long before they show it."""
+    scenario, random = _base(seed)
+    _for_all(scenario)
+    scenario.is_volatile = False
+    for node in range(scenario.nodes):
+        strike = _slow_down(node, 0.5, (1, 60))
+        scenario.faults.append(Fault(random.randrange(400, 600), "slow storage", "slow storage", strike))
+    hang = _slow_down(random.randrange(scenario.nodes), 0.1, (800, 2500))
+    scenario.faults.append(Fault(700, "slow storage", "one hangs now and then", hang))
+    return scenario
+
+
 ALL: tuple[Directed, ...] = (
     false_alarms,
     lost_states,
@@ -319,4 +403,9 @@ ALL: tuple[Directed, ...] = (
     late_writes,
     expiring_crowds,
     forgotten_origins,
+    leases_cut_off,
+    leases_of_the_deposed,
+    leases_of_the_dead,
+    leases_of_learners,
+    leases_on_slow_disks,
 )

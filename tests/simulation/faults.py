@@ -66,6 +66,14 @@ def _crash(random: Random, nodes: int) -> Drawn:
     )
 
 
+def _stop(random: Random, nodes: int) -> Drawn:
+    victim, down_ms = _victim(random, nodes), random.choice([0, 5, 60, 500, 2500])
+    return (
+        lambda world: world.stop(world.victim(victim), down_ms=down_ms),
+        f"{_name(victim)} stops in good order for {down_ms} ms",
+    )
+
+
 def _lose_state(random: Random, nodes: int) -> Drawn:
     victim, down_ms = _victim(random, nodes), random.choice([0, 5, 60, 500, 2500])
     return (
@@ -235,6 +243,7 @@ def _crowd(random: Random, nodes: int) -> Drawn:
 _KINDS: dict[str, Callable[[Random, int], Drawn]] = {
     "crash": _crash,
     "lose state": _lose_state,
+    "stop": _stop,
     "crash at commit": _crash_at_commit,
     "restart all": _restart_all,
     "pause": _pause,

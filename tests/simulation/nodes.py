@@ -3,6 +3,9 @@
 A process is a `Replica` over a store, fed with frames, connections and time. The process may die, with its
 store or without; it may be paused, and finds its inputs in the kernel's buffers afterwards; and its storage
 may be slow, so that inputs come while a group commit is under way.
+
+Other processes of the same host may read the node's copy under its lease: also while it is paused, after it
+died and while it is started again, unless its state ended with it.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from hotspare.replica import (
     Reborn,
     Replica,
     ReplicaConfig,
+    ShownEverywhere,
     Work,
 )
 from hotspare.session import record_expires_at_ms
@@ -122,6 +126,12 @@ class SimulatedNode:
         self._turn_timer: Timer | None = None
         self._tick_timer: Timer | None = None
         self._tick_boot_ms = 0
+        self.lease_end_ms = -1
+        """As published for all readers of this host: it outlives the process, and only grows."""
+        self._leased = NOBODY
+        """The server whose lease it is."""
+        self._applied = 0
+        """What they see."""
         self._reset_shell()
 
     def _reset_shell(self) -> None:
@@ -131,7 +141,8 @@ class SimulatedNode:
         """Reads and operations under way, by context."""
         self.operations: set[int] = set()
         """Those of an operator that are not done yet."""
-        self.fresh_until_ms = -1
+        self.barriers: set[int] = set()
+        """Those that are not passed yet."""
 
     # --- life -----------------------------------------------------------------------------------------
 
@@ -196,7 +207,17 @@ class SimulatedNode:
         if not keep_state:
             self.store = CrashingStore(volatile=self.is_volatile)
             self._last_raft = None
+            self.lease_end_ms = -1
         self._world.process_died(self, replica.id)
+
+    def stop(self) -> None:
+        """Ends the process in good order. Nobody reads a volatile copy after that: it says so before."""
+        self._world.trace(self.name, "stops")
+        if self.is_volatile:
+            self._replica.give_up_lease(self.now)
+            self._note_lease()
+            self._send_out()
+        self.crash(keep_state=not self.is_volatile)
 
     def crash_at_next_commit(self) -> None:
         self.store.is_doomed = self.is_up and not self.is_volatile
@@ -268,12 +289,21 @@ class SimulatedNode:
             del self._enrolling[nonce]
             self._replica.forget_enrolment(nonce)
 
+    @property
+    def knows_primary(self) -> bool:
+        return bool(self._replica.leader)
+
     def cluster_ms(self) -> int:
         return self._replica.cluster_ms(self.now)
 
     @property
     def is_fresh(self) -> bool:
-        return self.now.boot_ms <= self.fresh_until_ms
+        return self.now.boot_ms <= self.lease_end_ms
+
+    @property
+    def readers_see(self) -> int | None:
+        """The index as of which any process of this host may be answered from the copy; None: of none."""
+        return self._applied if self.is_fresh else None
 
     def record(self, id: bytes) -> bytes | None:
         """The record of a live session in this copy."""
@@ -290,6 +320,18 @@ class SimulatedNode:
     def forget_read(self, context: int) -> None:
         if self._waiting.pop(context, None) is not None:
             self._replica.forget_read(context)
+
+    def barrier(self, passed: Callable[[int], None]) -> None:
+        """For everything that this node shows. `passed` gets the index."""
+        index = self._applied
+        context = self._replica.barrier(index, self.now)
+        self.barriers.add(context)
+
+        def done(_: Any) -> None:
+            self.barriers.discard(context)
+            passed(index)
+
+        self._waiting[context] = done
 
     def found(self, names: list[str], patience_ms: int) -> None:
         self._world.trace(self.name, f"is told to found a cluster of {', '.join(names)}")
@@ -325,7 +367,7 @@ class SimulatedNode:
             self._die_and_restart()
             return
         self._send_out()
-        self._note_freshness()
+        self._note_lease()
         self._world.after_step(self)
         self._dispatch()
         self._arm_tick()
@@ -350,6 +392,7 @@ class SimulatedNode:
 
     def _perform(self, work: Work) -> None:
         work.perform()
+        self._applied = work.table.applied_index
         self._world.applied(work)
 
     def _when_current(self, work: Work, action: Callable[[Work], None]) -> None:
@@ -379,10 +422,13 @@ class SimulatedNode:
             self._world.sent(envelope)
             self._world.network.send(self.name, receiver, messages.encode(envelope))
 
-    def _note_freshness(self) -> None:
-        fresh_as_of_ms = self._replica.fresh_as_of_ms
-        max_staleness_ms = self._replica.config.max_staleness_ms
-        self.fresh_until_ms = self._replica.lease_end_ms
+    def _note_lease(self) -> None:
+        replica = self._replica
+        is_the_same = replica.id == self._leased and not self.is_volatile
+        self.lease_end_ms = max(replica.lease_end_ms, self.lease_end_ms if is_the_same else -1)
+        self._leased = replica.id
+        self._applied = replica.table.applied_index
+        self._world.check_readers(self)
 
     def _dispatch(self) -> None:
         for event in self._replica.take_events():
@@ -395,7 +441,7 @@ class SimulatedNode:
             elif isinstance(event, Registered):
                 if home := self._enrolling.pop(event.nonce, None):
                     home.registered(event.nonce, event.origin)
-            elif isinstance(event, ReadReady | OperationDone):
+            elif isinstance(event, ReadReady | OperationDone | ShownEverywhere):
                 if done := self._waiting.pop(event.context, None):
                     done(event)
             elif isinstance(event, Reborn):

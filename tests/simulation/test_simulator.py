@@ -40,6 +40,7 @@ def test_runs_meet_what_they_are_for():
     ]
     assert {what: met[what] for what in rare if met[what] < 3} == {}
     assert met["an election"] > 60
+    assert met["a barrier passed"] > 400
 
 
 def test_a_seed_replays_exactly_in_every_process():

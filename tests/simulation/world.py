@@ -75,6 +75,8 @@ class Scenario:
     """From then on until the faults stop nobody may be elected."""
     is_volatile: bool = False
     """Whether the state of the nodes ends with their processes."""
+    for_all: float = 0.0
+    """How many of the writes wait until all copies show them."""
 
     @staticmethod
     def draw(random: Random) -> Scenario:
@@ -109,6 +111,7 @@ class Scenario:
         )
         scenario.faults = draw_plan(random, nodes, 300, chaos_ms)
         scenario.is_volatile = random.random() < 0.25
+        scenario.for_all = random.choice([0.0, 0.3, 1.0])
         return scenario
 
 
@@ -284,7 +287,7 @@ class World:
         last = leader.node.log.last_index
         copies = [node.replica for node in self.nodes if node.replica is not None]
         return all(copy.table.applied_index == last and copy.node is not None for copy in copies) and all(
-            node.is_fresh for node in self.nodes
+            node.is_fresh and not node.barriers for node in self.nodes
         )
 
     def _state(self) -> str:
@@ -298,14 +301,15 @@ class World:
             lines.append(
                 f"{node.name} ({replica.id[:4]}): {raft.role.value} in term {raft.term} of "
                 f"{replica.leader or 'nobody'}, log {raft.log.first_index}..{raft.log.last_index}, "
-                f"commit {raft.commit}, applied {raft.applied}, fresh {node.is_fresh}, configuration "
+                f"commit {raft.commit}, applied {raft.applied}, fresh {node.is_fresh}, "
+                f"barriers {len(node.barriers)}, configuration "
                 + " ".join(f"{m.name}={m.id[:4]}{'' if m.voter else '?'}" for m in raft.configuration.members)
             )
         waiting = [client.name for client in self.clients if not client.origin.idle]
         return "\n    ".join(["", *lines, f"clients that wait: {', '.join(waiting) or 'none'}"])
 
     def _probe(self) -> None:
-        """Every node takes a write, and answers a linearizable read of every session."""
+        """Every node takes a write, shows it everywhere, and answers a linearizable read of every session."""
         probes = [
             LocalClient(self, f"probe {node.name}", node, self.scenario.workload) for node in self.nodes
         ]
@@ -315,7 +319,7 @@ class World:
             probe.start()
             probe.is_working = False
             asked += [probe.read_primary(id, PROBE_MS) for id in (*self.scenario.workload.ids, "new")]
-            asked.append(probe.write(Verb.PUT, "probe", PROBE_MS))
+            asked.append(probe.write(Verb.PUT, "probe", PROBE_MS, for_all=True))
         end_ms = self.scheduler.now_ms + PROBE_MS
         while any(operation.verdict is Verdict.UNKNOWN for operation in asked) or not self._is_well():
             if self.scheduler.now_ms >= end_ms:
@@ -350,6 +354,13 @@ class World:
             return
         node.crash(keep_state=not loses)
         self.scheduler.after(down_ms, node.start)
+
+    def stop(self, node: SimulatedNode, *, down_ms: int) -> None:
+        if not node.is_up or node.is_paused or self.is_healed:
+            return
+        if not node.is_volatile or self._may_lose(node):
+            node.stop()
+            self.scheduler.after(down_ms, node.start)
 
     def restart_soon(self, node: SimulatedNode) -> None:
         self.scheduler.after(self.random.choice([0, 5, 500]), node.start)
@@ -457,6 +468,19 @@ class World:
         if node.replica is not None and node.is_fresh:
             self.check_estimate(node)
             self.read_invariants.answers(node.name, node.replica.table.applied_index, self.scheduler.now_ms)
+
+    def check_readers(self, node: SimulatedNode) -> None:
+        """Somebody may read on that host at this very moment."""
+        shown = node.readers_see
+        if shown is not None:
+            self.read_invariants.may_show(node.name, shown)
+
+    def shown_everywhere(self, index: int) -> None:
+        """A write for all copies has returned, or could have."""
+        self.met["a barrier passed"] += 1
+        self.read_invariants.shown_everywhere(index)
+        for node in self.nodes:
+            self.check_readers(node)
 
     def begin(self, client: Client, verb: Verb, id: str) -> Operation:
         self._begun += 1

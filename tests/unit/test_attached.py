@@ -70,7 +70,7 @@ def test_what_is_no_address_is_refused():
 
 def test_a_copy_of_another_host_is_refused(tmp_path: Path):
     """There may well be a directory of that name here, and a page in it, but not the one that is meant."""
-    copy = AttachedCopy()
+    copy = AttachedCopy(500)
     place = Place(tmp_path, "0123", 1000)
     with pytest.raises(Refused, match="this very host"):
         copy.attach(place)
@@ -87,14 +87,14 @@ def test_a_copy_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("hotspare.cluster.attached.LeaseView", refuse)
     with pytest.raises(Refused, match="attach_group"):
-        AttachedCopy().attach(Place(tmp_path, "0123", 1000))
+        AttachedCopy(500).attach(Place(tmp_path, "0123", 1000))
 
 
 def test_the_copy_of_a_daemon_in_this_very_process_is_refused(tmp_path: Path):
     store = LmdbStore.open(tmp_path, durable=False, map_size_bytes=1 << 24)
     page = LeasePage.open(tmp_path, current_boot_id())
     with pytest.raises(Refused, match="this very process"):
-        AttachedCopy().attach(Place(tmp_path, page.id, 1000))
+        AttachedCopy(500).attach(Place(tmp_path, page.id, 1000))
     store.close()
 
 
@@ -160,7 +160,7 @@ def lay_copy(
 @pytest.fixture
 def copy(monkeypatch: pytest.MonkeyPatch) -> Iterator[AttachedCopy]:
     monkeypatch.setattr(attached, "LOOK_PAUSE_MS", 0)
-    copy = AttachedCopy()
+    copy = AttachedCopy(500)
     yield copy
     copy.detach()
 
