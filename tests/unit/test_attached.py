@@ -48,8 +48,12 @@ async def test_an_in_process_node_cannot_be_attached_to_by_coroutines(node: Sess
         await AsyncSessionReplicator(attach=node.settings.node).start()
 
 
-def test_where_nobody_listens_it_says_so_at_once():
-    sessions = SessionReplicator(attach=free_addresses(1)[0])
+def nowhere() -> SessionReplicator:
+    return SessionReplicator(attach=free_addresses(1)[0], replication_rpc_timeout_ms=100)
+
+
+def test_where_nobody_listens_it_says_so_in_time():
+    sessions = nowhere()
     with pytest.raises(Unavailable, match="nothing listens"):
         sessions.start()
 
@@ -124,14 +128,27 @@ def test_a_start_that_fails_leaves_no_thread_behind():
     before = threading.active_count()
     for _ in range(3):
         with pytest.raises(Unavailable):
-            SessionReplicator(attach=free_addresses(1)[0]).start()
+            nowhere().start()
     assert threading.active_count() == before
+
+
+def test_it_waits_for_a_daemon_that_is_starting_too():
+    (address,) = free_addresses(1)
+    node = SessionReplicator(node=address)
+    starting = threading.Timer(0.2, node.start)
+    starting.start()
+    try:
+        with pytest.raises(Refused):  # so it answers
+            SessionReplicator(attach=address, replication_rpc_timeout_ms=30_000).start()
+    finally:
+        starting.join()
+        node.stop()
 
 
 async def test_it_can_be_started_on_the_thread_of_a_running_loop():
     """As an application may do that mixes both."""
     with pytest.raises(Unavailable):
-        SessionReplicator(attach=free_addresses(1)[0]).start()
+        nowhere().start()
     await asyncio.sleep(0)
 
 

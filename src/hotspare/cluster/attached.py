@@ -321,7 +321,8 @@ class AttachedEngine:
         return self._is_started
 
     async def start(self) -> None:
-        """Raises Unavailable if the daemon cannot be reached, Refused if its copy is not to be read here."""
+        """Raises Unavailable if the daemon does not answer in time (it may be starting, too), Refused if its
+        copy is not to be read here."""
         self._started(await self._locate(self._settings.replication_rpc_timeout_ms))
 
     def start_blocking(self) -> None:
@@ -452,7 +453,7 @@ class AttachedEngine:
     async def _locate(self, timeout_ms: int) -> Place:
         remote = self._remote()
         try:
-            await remote.start()
+            await self._connect(remote, timeout_ms)
             return await _place(remote, timeout_ms)
         finally:
             await remote.stop()
