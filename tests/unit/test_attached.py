@@ -19,7 +19,7 @@ from hotspare.cluster.attached import AttachedCopy, AttachedEngine, Place
 from hotspare.cluster.lease import LeasePage, Limits
 from hotspare.cluster.node import ClusterNode
 from hotspare.errors import ConfigError, NotReady, Refused, StaleRead, Unavailable
-from hotspare.session import pack_record
+from hotspare.session import data_checksum, pack_record
 from hotspare.store import journal
 from hotspare.store.lmdb import LmdbStore, current_boot_id
 from hotspare.store.reader import LmdbReader, open_reader
@@ -156,16 +156,25 @@ async def test_it_can_be_started_on_the_thread_of_a_running_loop():
 
 
 def lay_copy(
-    directory: Path, *, applied: int, cluster: str = "c", expires_at_ms: int = 1 << 50, **lease: int
+    directory: Path,
+    *,
+    applied: int,
+    cluster: str = "c",
+    expires_at_ms: int = 1 << 50,
+    durable: bool = False,
+    damaged: bool = False,
+    **lease: int,
 ) -> Place:
     """What a node leaves behind: the session s1, whose data is the applied index, and a lease. Anything that
     lay there before is gone."""
     shutil.rmtree(directory, ignore_errors=True)
-    store = LmdbStore.open(directory, durable=False, map_size_bytes=1 << 24)
+    store = LmdbStore.open(directory, durable=durable, map_size_bytes=1 << 24)
     txn = store.begin()
     journal.save_identity(txn, journal.Identity(f"server {applied}", "a node", cluster))
     txn.table[COUNTERS_KEY] = Struct(">6Q").pack(applied, 1, 0, 1, 1, 1)
-    txn.sessions[b"s1"] = pack_record(1 << 16, expires_at_ms, 0, 0, bytes([applied]))
+    data = bytes([applied])
+    checksum = data_checksum(b"s1", data) + damaged
+    txn.sessions[b"s1"] = pack_record(1 << 16, expires_at_ms, 0, checksum, data)
     txn.commit()
     store.close()
     page = LeasePage.open(directory, current_boot_id())
@@ -249,6 +258,15 @@ def test_a_read_that_was_held_up_until_the_lease_had_ended_is_not_answered(tmp_p
         read(copy)
     assert raised.value.limit_ms == 1000
     assert raised.value.staleness_ms > MINUTE_MS
+
+
+def test_what_a_disk_has_damaged_is_not_read(tmp_path, copy):
+    copy.attach(lay_copy(tmp_path / "whole", applied=10, durable=True))
+    assert read(copy) == 10
+    copy.attach(lay_copy(tmp_path / "damaged", applied=10, durable=True, damaged=True))
+    for how in (copy.read, copy.read_any_age):
+        with pytest.raises(NotReady, match="checksum"):
+            how(b"s1")
 
 
 def test_a_copy_of_nothing_knows_of_no_session_that_it_is_absent(tmp_path, copy):
