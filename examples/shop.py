@@ -56,6 +56,8 @@ def answer(environ: dict[str, Any]) -> Answer:
     known = SimpleCookie(environ.get("HTTP_COOKIE", "")).get(COOKIE)
     id = known.value if known is not None else ""
     match environ["REQUEST_METHOD"], environ["PATH_INFO"]:
+        case "GET", "/health":
+            return "200 OK", {}, ""
         case "POST", "/login":
             return log_in(arguments.get("user", "nobody"))
         case "POST", "/logout":

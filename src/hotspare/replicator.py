@@ -71,7 +71,8 @@ class AsyncSessionReplicator:
     """Replicated sessions, for programs that run an event loop.
 
     With settings (or keyword arguments of the same names) it runs a node of the cluster on the running event
-    loop: reads are memory look-ups, and whatever blocks the loop blocks the node. Raises ConfigError.
+    loop: reads are memory look-ups, and whatever blocks the loop blocks the node. With `attach` it reads the
+    copy of a daemon on this host and writes through it, on any number of event loops. Raises ConfigError.
 
         async with AsyncSessionReplicator(node="127.0.0.1:7401") as sessions:
             await sessions.start_cluster(["127.0.0.1:7402", "127.0.0.1:7403"])

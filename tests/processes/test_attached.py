@@ -414,3 +414,34 @@ async def test_while_the_cluster_has_no_majority_attached_readers_are_told(three
             assert sessions.get_session("s1", read="stale") == {"n": 1}
 
     await asyncio.to_thread(work)
+
+
+async def test_a_rolling_restart_costs_attached_processes_no_write_and_no_session(cluster: Daemons) -> None:
+    """Each node is started again while workers of all of them write and read. No write ends with an error,
+    and whoever reads is told "not now" at worst."""
+    await cluster.settled()
+    ends = threading.Event()
+
+    def count(daemon: Daemon) -> tuple[str, int]:
+        name = f"s{daemon.address}"
+        with attached(daemon, replication_rpc_timeout_ms=60_000) as sessions:
+            n = 0
+            while not ends.is_set():
+                n += 1
+                sessions.store_session(name, {"n": n}, MINUTE_MS)
+                with suppress(StaleRead, NotReady):
+                    assert sessions.get_session(name) == {"n": n}
+        return name, n
+
+    workers = [asyncio.create_task(asyncio.to_thread(count, daemon)) for daemon in cluster]
+    try:
+        for daemon in cluster:
+            assert await daemon.stop() == 0
+            daemon.start()
+            await daemon.ready()
+    finally:
+        ends.set()
+        counted = dict(await asyncio.gather(*workers))
+    async with cluster[0].client() as sessions:
+        for name, n in counted.items():
+            assert await sessions.get_session(name, read="primary") == {"n": n}

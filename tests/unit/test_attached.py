@@ -19,7 +19,7 @@ from hotspare.cluster.attached import AttachedCopy, AttachedEngine, Place
 from hotspare.cluster.lease import LeasePage, Limits
 from hotspare.cluster.node import ClusterNode
 from hotspare.errors import ConfigError, NotReady, Refused, StaleRead, Unavailable
-from hotspare.session import pack_record
+from hotspare.session import data_checksum, pack_record
 from hotspare.store import journal
 from hotspare.store.lmdb import LmdbStore, current_boot_id
 from hotspare.store.reader import LmdbReader, open_reader
@@ -48,8 +48,12 @@ async def test_an_in_process_node_cannot_be_attached_to_by_coroutines(node: Sess
         await AsyncSessionReplicator(attach=node.settings.node).start()
 
 
-def test_where_nobody_listens_it_says_so_at_once():
-    sessions = SessionReplicator(attach=free_addresses(1)[0])
+def nowhere() -> SessionReplicator:
+    return SessionReplicator(attach=free_addresses(1)[0], replication_rpc_timeout_ms=100)
+
+
+def test_where_nobody_listens_it_says_so_in_time():
+    sessions = nowhere()
     with pytest.raises(Unavailable, match="nothing listens"):
         sessions.start()
 
@@ -124,14 +128,27 @@ def test_a_start_that_fails_leaves_no_thread_behind():
     before = threading.active_count()
     for _ in range(3):
         with pytest.raises(Unavailable):
-            SessionReplicator(attach=free_addresses(1)[0]).start()
+            nowhere().start()
     assert threading.active_count() == before
+
+
+def test_it_waits_for_a_daemon_that_is_starting_too():
+    (address,) = free_addresses(1)
+    node = SessionReplicator(node=address)
+    starting = threading.Timer(0.2, node.start)
+    starting.start()
+    try:
+        with pytest.raises(Refused):  # so it answers
+            SessionReplicator(attach=address, replication_rpc_timeout_ms=30_000).start()
+    finally:
+        starting.join()
+        node.stop()
 
 
 async def test_it_can_be_started_on_the_thread_of_a_running_loop():
     """As an application may do that mixes both."""
     with pytest.raises(Unavailable):
-        SessionReplicator(attach=free_addresses(1)[0]).start()
+        nowhere().start()
     await asyncio.sleep(0)
 
 
@@ -139,16 +156,25 @@ async def test_it_can_be_started_on_the_thread_of_a_running_loop():
 
 
 def lay_copy(
-    directory: Path, *, applied: int, cluster: str = "c", expires_at_ms: int = 1 << 50, **lease: int
+    directory: Path,
+    *,
+    applied: int,
+    cluster: str = "c",
+    expires_at_ms: int = 1 << 50,
+    durable: bool = False,
+    damaged: bool = False,
+    **lease: int,
 ) -> Place:
     """What a node leaves behind: the session s1, whose data is the applied index, and a lease. Anything that
     lay there before is gone."""
     shutil.rmtree(directory, ignore_errors=True)
-    store = LmdbStore.open(directory, durable=False, map_size_bytes=1 << 24)
+    store = LmdbStore.open(directory, durable=durable, map_size_bytes=1 << 24)
     txn = store.begin()
     journal.save_identity(txn, journal.Identity(f"server {applied}", "a node", cluster))
     txn.table[COUNTERS_KEY] = Struct(">6Q").pack(applied, 1, 0, 1, 1, 1)
-    txn.sessions[b"s1"] = pack_record(1 << 16, expires_at_ms, 0, 0, bytes([applied]))
+    data = bytes([applied])
+    checksum = data_checksum(b"s1", data) + damaged
+    txn.sessions[b"s1"] = pack_record(1 << 16, expires_at_ms, 0, checksum, data)
     txn.commit()
     store.close()
     page = LeasePage.open(directory, current_boot_id())
@@ -232,6 +258,15 @@ def test_a_read_that_was_held_up_until_the_lease_had_ended_is_not_answered(tmp_p
         read(copy)
     assert raised.value.limit_ms == 1000
     assert raised.value.staleness_ms > MINUTE_MS
+
+
+def test_what_a_disk_has_damaged_is_not_read(tmp_path, copy):
+    copy.attach(lay_copy(tmp_path / "whole", applied=10, durable=True))
+    assert read(copy) == 10
+    copy.attach(lay_copy(tmp_path / "damaged", applied=10, durable=True, damaged=True))
+    for how in (copy.read, copy.read_any_age):
+        with pytest.raises(NotReady, match="checksum"):
+            how(b"s1")
 
 
 def test_a_copy_of_nothing_knows_of_no_session_that_it_is_absent(tmp_path, copy):

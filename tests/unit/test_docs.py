@@ -32,7 +32,7 @@ from hotspare.settings import AVAILABLE
 from tests.unit.clusters import PATIENCE_SECONDS, free_addresses
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "deploy").glob("*.md")])
 GUIDE, GUARANTEES = ROOT / "docs" / "guide.md", ROOT / "docs" / "guarantees.md"
 CLI = ROOT / "docs" / "cli.md"
 MAX_COLUMNS = 120

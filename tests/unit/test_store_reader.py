@@ -18,7 +18,7 @@ import pytest
 
 from hotspare.errors import StoreError, StoreInUse
 from hotspare.session import pack_record
-from hotspare.store.lmdb import LmdbStore, share
+from hotspare.store.lmdb import LmdbStore, is_durable, share
 from hotspare.store.reader import LmdbReader, open_reader
 
 NODE = """
@@ -312,6 +312,7 @@ def test_only_its_user_may_read_it_or_the_group_that_is_named(tmp_path):
         os.setgroups([])
         os.setgid(group)
         os.setuid(user)
+        assert not is_durable(directory)
         with reading(directory) as reader:
             assert data(reader.get(b"a")) == b"a"
 

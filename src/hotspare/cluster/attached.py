@@ -49,10 +49,10 @@ from hotspare.errors import (
     Unavailable,
 )
 from hotspare.events import Event
-from hotspare.session import unpack_expiry
+from hotspare.session import unpack_expiry, verify_record
 from hotspare.settings import Settings
 from hotspare.store import journal
-from hotspare.store.lmdb import current_boot_id
+from hotspare.store.lmdb import current_boot_id, is_durable
 from hotspare.store.reader import LmdbReader, open_reader
 from hotspare.table import COUNTERS_KEY, Command, applied_index_in
 
@@ -94,6 +94,8 @@ class _View(NamedTuple):
 
     page: LeaseView
     reader: LmdbReader
+    is_durable: bool
+    """What a disk has kept may be damaged, and is verified."""
 
     def shown(self) -> Shown:
         identity, counters = self.reader.get_rows(node=journal.IDENTITY_KEY, table=COUNTERS_KEY)
@@ -144,7 +146,7 @@ class AttachedCopy:
         view = self._view
         if view is None:
             return self._elsewhere(None, NotReady(self._absent)).read(id)
-        page, reader = view
+        page, reader, is_durable = view
         fresh_until_ms, offset_ms, floor_ms = page.limits()
         try:
             record = reader.get(id)
@@ -155,6 +157,8 @@ class AttachedCopy:
             return self._elsewhere(view, self._not_fresh(fresh_until_ms, now_ms)).read(id)
         if record is None:
             return None
+        if is_durable:
+            _verify(id, record)
         (expires_at_ms,) = unpack_expiry(record)
         if expires_at_ms <= floor_ms or expires_at_ms <= now_ms + offset_ms:
             return None
@@ -173,6 +177,8 @@ class AttachedCopy:
             return self._elsewhere(view, _unreadable(exc)).read_any_age(id)
         if is_empty:  # a copy of nothing knows of no session that it is absent
             raise NotReady(NOT_LEARNED)
+        if record is not None and view.is_durable:
+            _verify(id, record)
         if record is None:
             return None
         is_alive = limits.is_alive(unpack_expiry(record)[0], clocks.now(), self._max_skew_ms)
@@ -246,6 +252,7 @@ def _open_view(directory: Path, page_id: str | None) -> _View:
         page = LeaseView(directory, current_boot_id())
         if page_id not in (None, page.id):
             raise ValueError("it is that of another daemon")
+        durable = is_durable(directory)
         reader = open_reader(directory)
     except PermissionError as exc:
         reason = f"this user may not read {directory}: run as the daemon's user, or see its attach_group"
@@ -259,10 +266,17 @@ def _open_view(directory: Path, page_id: str | None) -> _View:
     except StoreError as exc:
         raise Refused("attach", f"the copy in {directory} cannot be opened: {exc.reason}") from exc
     if page.is_in_place:
-        return _View(page, reader)
+        return _View(page, reader, durable)
     # Replaced this very moment: the page and the environment need not belong together.
     reader.close()
     raise Refused("attach", f"the copy in {directory} is being replaced")
+
+
+def _verify(id: bytes, record: bytes) -> None:
+    try:
+        verify_record(id, record)
+    except StoreError as exc:
+        raise _unreadable(exc) from exc
 
 
 def _unreadable(exc: StoreError) -> NotReady:
@@ -328,7 +342,8 @@ class AttachedEngine:
         return self._is_started
 
     async def start(self) -> None:
-        """Raises Unavailable if the daemon cannot be reached, Refused if its copy is not to be read here."""
+        """Raises Unavailable if the daemon does not answer in time (it may be starting, too), Refused if its
+        copy is not to be read here."""
         self._started(await self._locate(self._settings.replication_rpc_timeout_ms))
 
     def start_blocking(self) -> None:
@@ -466,7 +481,7 @@ class AttachedEngine:
     async def _locate(self, timeout_ms: int) -> Place:
         remote = self._remote()
         try:
-            await remote.start()
+            await self._connect(remote, timeout_ms)
             return await _place(remote, timeout_ms)
         finally:
             await remote.stop()

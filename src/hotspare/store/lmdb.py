@@ -84,7 +84,7 @@ def share(directory: Path, group: int | None) -> None:
     LMDB's readers write their places into the lock file; nothing else is theirs to write. Raises StoreError.
     """
     with _translated(directory):
-        for name, shared_mode in ((_DATA, 0o640), (_LOCK, 0o660), (_LEASE, 0o640)):
+        for name, shared_mode in ((_MARKER, 0o640), (_DATA, 0o640), (_LOCK, 0o660), (_LEASE, 0o640)):
             os.chown(directory / name, -1, -1 if group is None else group)
             os.chmod(directory / name, 0o600 if group is None else shared_mode)
         if group is not None:
@@ -92,6 +92,13 @@ def share(directory: Path, group: int | None) -> None:
             os.chmod(directory, stat.S_IMODE(directory.stat().st_mode) | 0o050)
             if directory.parent.name == _of_user():
                 os.chmod(directory.parent, 0o711)  # to be passed through
+
+
+def is_durable(directory: Path) -> bool:
+    """Whether the store there was written in disk mode. Raises StoreError."""
+    with _translated(directory):
+        marker = _read_marker(directory)
+    return marker is not None and marker["mode"] == "disk"
 
 
 def _of_user() -> str:
