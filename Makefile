@@ -9,11 +9,12 @@ IS_SUITABLE := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 
 PYTHON ?= $(shell for each in $(CANDIDATES); do "$$each" $(IS_SUITABLE) && { echo "$$each"; break; }; done)
 
 SEEDS ?= 100000
+FRAMES ?= 1000000
 JOBS ?= 2
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
 CHECKED = $(wildcard src tests benchmarks examples)
 
-.PHONY: help demo test check format bench simulate load clean
+.PHONY: help demo test check format bench simulate fuzz load clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +39,9 @@ bench: .venv/.installed-dev ## Run the benchmarks at full size
 
 simulate: .venv/.installed-dev ## Simulate whole clusters under faults: make simulate SEEDS=100000
 	@.venv/bin/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
+
+fuzz: .venv/.installed-dev ## Throw bad frames at nodes and stores: make fuzz FRAMES=1000000
+	@.venv/bin/python -m tests.fuzz --frames $(FRAMES) $(ARGS)
 
 load: .venv/.installed-dev ## Run the long load test
 	@.venv/bin/python -m tests.load $(ARGS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
 import socket
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from typing import Any, TypeVar
 import hotspare
 from hotspare.blocking import new_event_loop
 from hotspare.cluster.remote import RemoteEngine
+from hotspare.cluster.security import NO_SECURITY, Security
+from tests.certificates import Authority
 
 NODES = 4
 START_TIMEOUT_S = 30.0
@@ -205,24 +208,41 @@ def _listens(address: str) -> bool:
 
 
 class DaemonCluster:
-    """Four `hotspare serve`, each with the other three as its replicas and a directory in memory."""
+    """Four `hotspare serve`, each with the other three as its replicas and a directory in memory.
 
-    def __init__(self, resources: ExitStack) -> None:
+    `secured`: with a cluster key, and TLS on every connection.
+    """
+
+    def __init__(self, resources: ExitStack, *, secured: bool = False) -> None:
         self.addresses = sorted(free_addresses(NODES))
         where = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
         self._directory = resources.enter_context(
             tempfile.TemporaryDirectory(prefix="hotspare-bench-", dir=where)
         )
+        self._options: list[str] = []
+        self._security = NO_SECURITY
+        if secured:
+            self._secure()
         self._daemons: dict[str, Child] = {}
         resources.callback(self._stop_all)
         for address in self.addresses:
             self.start(address)
 
+    def _secure(self) -> None:
+        files = Authority(Path(self._directory, "authority")).issue("everybody")
+        key_file = Path(self._directory, "cluster.key")
+        key_file.touch(mode=0o600)
+        key_file.write_text(secrets.token_urlsafe())
+        given = {"cluster_key_file": str(key_file), **files._asdict()}
+        self._options = [f"--{key.replace('_', '-')}={path}" for key, path in given.items()]
+        self._security = Security.load(hotspare.Settings(**given))
+
     def start(self, address: str) -> None:
         others = ",".join(other for other in self.addresses if other != address)
         data_dir = Path(self._directory, address.replace(":", "-"))
         command = [sys.executable, "-m", "hotspare", "serve", "--node", address, "--replicas", others]
-        self._daemons[address] = Child([*command, "--data-dir", str(data_dir)], stdout=subprocess.DEVNULL)
+        command += ["--data-dir", str(data_dir), *self._options]
+        self._daemons[address] = Child(command, stdout=subprocess.DEVNULL)
 
     def kill(self, address: str) -> None:
         self._daemons[address].kill()
@@ -234,7 +254,7 @@ class DaemonCluster:
     def connect(self, resources: ExitStack, address: str) -> Any:
         """A client of one daemon, once that daemon can serve it."""
         wait_until(f"{address} listens", lambda: _listens(address))
-        engine = RemoteEngine([address])
+        engine = RemoteEngine([address], security=self._security)
         client = resources.enter_context(hotspare.SessionReplicator(engine=engine))
         wait_until(f"{address} is ready", lambda: bool(client.get_replication_status()["ready"]))
         return client

@@ -48,6 +48,7 @@ REDIS_HAND_PACKED = "hand-packed RESP"
 REDIS_WRITERS = "redis.asyncio, SET + WAIT in one request"
 REDIS_WRITERS_TWICE = "redis.asyncio, SET, then WAIT"
 REDIS_SINGLE = "redis-py SET, then WAIT 1"
+IN_THE_CLEAR = "the same without TLS and key"
 
 PROMISES = {
     "hotspare": (
@@ -127,8 +128,10 @@ def _get_from_peer_at_once(run: Run, resources: ExitStack) -> Sides:
 
 
 def _single_store_on_node(run: Run, resources: ExitStack) -> Sample:
-    node = blocking_node(InProcessCluster(resources), resources)
+    return _single_stores_into(blocking_node(InProcessCluster(resources), resources), run)
 
+
+def _single_stores_into(node: Any, run: Run) -> Sample:
     def sample() -> float:
         items = dict(run.items(run.scale.single_stores))
         return _median_time(lambda id: node.store_session(id, items[id], TTL_MS), list(items))
@@ -170,10 +173,32 @@ def _bulk_in_process(run: Run, resources: ExitStack) -> Sample:
 
 
 def _bulk_into_daemons(run: Run, resources: ExitStack) -> Sample:
-    daemons = DaemonCluster(resources)
+    client = _client_of_daemons(resources)
+    return _stores_per_second(run, lambda items: _bulk_store_seconds(client, items))
+
+
+def _client_of_daemons(resources: ExitStack, *, secured: bool = False) -> Any:
+    daemons = DaemonCluster(resources, secured=secured)
     client = daemons.connect(resources, daemons.addresses[0])
     client.promote_to_primary()
+    return client
+
+
+def _bulk_under_tls(run: Run, resources: ExitStack) -> Sample:
+    client = _client_of_daemons(resources, secured=True)
     return _stores_per_second(run, lambda items: _bulk_store_seconds(client, items))
+
+
+def _bulk_in_the_clear(run: Run, resources: ExitStack) -> Sides:
+    return {IN_THE_CLEAR: _bulk_into_daemons(run, resources)}
+
+
+def _single_store_under_tls(run: Run, resources: ExitStack) -> Sample:
+    return _single_stores_into(_client_of_daemons(resources, secured=True), run)
+
+
+def _single_store_in_the_clear(run: Run, resources: ExitStack) -> Sides:
+    return {IN_THE_CLEAR: _single_stores_into(_client_of_daemons(resources), run)}
 
 
 def _bulk_into_peer(run: Run, resources: ExitStack) -> Sides:
@@ -392,6 +417,24 @@ ROWS = (
         targets=(Target(REDIS_SINGLE, floor=1, aim=2),),
         hotspare=_single_store_on_node,
         peers=_single_store_on_peer,
+    ),
+    Row(
+        name="bulk-tls",
+        title="store_sessions, four daemons, TLS and a cluster key everywhere",
+        unit="stores/s",
+        better=Better.HIGHER,
+        targets=(Target(IN_THE_CLEAR),),
+        hotspare=_bulk_under_tls,
+        peers=_bulk_in_the_clear,
+    ),
+    Row(
+        name="single-tls",
+        title="a single store through a client, p50, TLS and a cluster key everywhere",
+        unit="µs",
+        better=Better.LOWER,
+        targets=(Target(IN_THE_CLEAR),),
+        hotspare=_single_store_under_tls,
+        peers=_single_store_in_the_clear,
     ),
     Row(
         name="lag",

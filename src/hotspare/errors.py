@@ -80,7 +80,24 @@ def from_dict(values: Mapping[str, Any]) -> HotspareError:
     try:
         return msgspec.convert(described, kind)
     except msgspec.ValidationError as exc:
-        return ProtocolError(f"its {kind.__name__} error is malformed ({exc})", "the fields of that error")
+        return ProtocolError(
+            f"its {kind.__name__} error is malformed ({fault_of(exc)})", "the fields of that error"
+        )
+
+
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what was asked for: more than errors of its own."""
+
+
+def fault_of(failure: Exception) -> str:
+    """What a decoder found (`UNDECODABLE`), without what it found it in: that may be anything."""
+    if isinstance(failure, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(failure, UnicodeDecodeError):
+        return "a text is not UTF-8"
+    quoted, _, place = str(failure).rpartition(" - at ")
+    problem = "Invalid value" if "'" in (quoted or place) else quoted or place
+    return f"{problem} - at {place}" if quoted else problem
 
 
 # What callers hand in

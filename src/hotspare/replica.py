@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
+from hotspare.errors import ProtocolError
 from hotspare.protocol import founding, membership
 from hotspare.protocol.clock import ClusterClock
 from hotspare.protocol.commit import Work
@@ -42,7 +43,14 @@ from hotspare.protocol.outbox import Now, Outbox
 from hotspare.protocol.peers import Peers
 from hotspare.protocol.reads import Asker, Askers, Freshness, Reads
 from hotspare.protocol.relay import Relay
-from hotspare.protocol.snapshot import SnapshotReceiver, Transfers, unpack_rows
+from hotspare.protocol.snapshot import SnapshotReceiver, Transfers, ends_at, unpack_rows
+from hotspare.protocol.validation import (
+    check_enrolment,
+    check_founding,
+    check_operation,
+    check_raft,
+    check_texts,
+)
 from hotspare.raft.log import Log
 from hotspare.raft.messages import (
     NOBODY,
@@ -70,6 +78,7 @@ from hotspare.table import (
     Results,
     Table,
     UnknownOrigin,
+    check_group,
     encode_batch,
     stamp_of,
 )
@@ -82,6 +91,8 @@ FORWARD_BYTES = 1024 * 1024
 """Groups are forwarded in messages of about this size."""
 MAX_UNCOMMITTED_ENTRIES = 512
 """Past it a leader proposes nothing more until some are committed: some ten MB of batches, ordinarily."""
+MAX_PEERS = 128
+"""Nodes known at a time, members or not."""
 MAX_PROPOSALS = 4096
 """Groups that wait to be proposed; more are dropped, and sent again by their home nodes."""
 CAUGHT_UP_ENTRIES = 64
@@ -330,18 +341,21 @@ class Replica:
             self._server_lost(peer.id)
 
     def receive(self, peer_name: str, envelope: Envelope, now: Now) -> None:
-        """A message from the node that answers under that name."""
+        """A message from the node that answers under that name. Raises ProtocolError for one that no node
+        would send that keeps to the protocol: nothing has changed then."""
         self._now = self._outbox.now = now
         if envelope.receiver != self.identity.incarnation and envelope.receiver != NOBODY:
             return
         message = envelope.message
         kind = type(message)
         if kind in _FOUNDING_KINDS:
+            check_founding(message)  # type: ignore[arg-type]
             self._on_founding_message(peer_name, envelope.sender, message)  # type: ignore[arg-type]
             return
         if not self._is_of_our_cluster(envelope):
             return
-        self.peers.heard(peer_name, envelope, now.wall_ms)
+        if not self.peers.heard(peer_name, envelope, now.wall_ms):
+            return
         if envelope.applied:
             self._note_applied(envelope.sender, envelope.applied)
         handler = _HANDLERS.get(kind)
@@ -611,6 +625,8 @@ class Replica:
             self._on_founding_reply(peer_name, message)
 
     def _on_introduction(self, peer_name: str, sender: ServerId, message: Introduction) -> None:
+        if peer_name not in self.peers and len(self.peers) >= MAX_PEERS:
+            self._forget_somebody()
         if self.peers.meet(peer_name, message.address):
             self._events.append(PeersChanged())
         known = self.peers[peer_name]
@@ -618,6 +634,16 @@ class Replica:
             known.id = sender
         if known.id == sender:
             known.introduction = message
+
+    def _forget_somebody(self) -> None:
+        """Nodes that are no members come and go, under ever new names. Raises ProtocolError when all are
+        needed."""
+        needed = {*self.config.replica_nodes, *(member.name for member in self.configuration.members)}
+        needed.update(self._attempt.names if self._attempt is not None else ())
+        gone = [name for name, peer in self.peers.items() if not peer.up and name not in needed]
+        if not gone:
+            raise ProtocolError("it is one node too many", f"at most {MAX_PEERS} others at a time")
+        del self.peers[gone[0]]
 
     def _on_founding(self, peer_name: str, configuration: Configuration) -> None:
         if self.node is None and configuration.by_id(self.id) is not None:
@@ -735,6 +761,7 @@ class Replica:
             return envelope.cluster_id == cluster_id
         named_by_a_leader = isinstance(envelope.message, Append | Heartbeat | SnapshotChunk)
         if envelope.cluster_id and envelope.receiver == self.id and named_by_a_leader:
+            check_texts([envelope.cluster_id])
             self._become_member(envelope.cluster_id, None)
             return True
         return False
@@ -745,6 +772,7 @@ class Replica:
         node = self.node
         if node is None or message.sender != envelope.sender:
             return
+        check_raft(node, message)
         if type(message) is VoteReply and message.granted and not message.pre:
             clocks = (message.term, envelope.wall_ms, envelope.cluster_ms)
             self._vote_clocks[message.sender] = clocks
@@ -840,10 +868,13 @@ class Replica:
     def _on_forward(self, peer_name: str, envelope: Envelope, message: Forward) -> None:
         if self.is_leader and len(self._proposals) < MAX_PROPOSALS:
             for group in message.groups:
+                check_group(group)  # garbage never enters the log, whoever let it pass
+            for group in message.groups:
                 self._proposals[group.origin, group.first] = group
 
     def _on_enrol(self, peer_name: str, envelope: Envelope, message: Enrol) -> None:
-        if self.is_leader:
+        check_enrolment(message)
+        if self.is_leader and len(self._enrolments) < MAX_PROPOSALS:
             self._enrolments[message.nonce] = None
 
     def _pass_on(self, groups: list[RawGroup], nonces: list[bytes]) -> None:
@@ -1044,7 +1075,8 @@ class Replica:
                 self._answer_chunk(chunk.sender, chunk.transfer, chunk.mark.index, installed=True)
             elif chunk.mark.index > self.node.commit and self._installing is None:
                 rows = unpack_rows(chunk.data)
-                if rows is not None and self._receiver.accepts(chunk):
+                is_whole = rows is not None and ends_at(rows, chunk.mark.index)
+                if rows is not None and is_whole and self._receiver.accepts(chunk):
                     staged.append((chunk.sequence == 0, rows))
                     if chunk.last and self.node.restore(chunk.mark, self._now.boot_ms):
                         self._installing = (chunk.sender, chunk.transfer)
@@ -1093,6 +1125,7 @@ class Replica:
     # --- operations -------------------------------------------------------------------------------------
 
     def _on_operation_request(self, peer_name: str, envelope: Envelope, message: OperationRequest) -> None:
+        check_operation(message)
         self._notice_absence()
         if self.node is not None and self.is_leader:
             route = Route(peer_name, message.context)
@@ -1106,6 +1139,7 @@ class Replica:
             self._notice_changes()
 
     def _on_operation_reply(self, peer_name: str, envelope: Envelope, message: OperationReply) -> None:
+        check_operation(message)
         self._operations.replied(message)
 
     def _advance_operations(self) -> None:

@@ -566,6 +566,7 @@ HEADER_BYTES: Final = _HEADER.size
 
 _FORMAT: Final = 1 << 4
 _FLAGS_AT: Final = HEADER_BYTES - 1
+_PLAIN_FORMAT: Final = bytes([_FORMAT])
 _FLAGS_MASK: Final = 0x0F
 
 
@@ -629,7 +630,7 @@ def decode_record(record: bytes, id: bytes = b"", cipher: Cipher | None = None) 
 
     Raises `StoreCorrupt` or `Undecryptable`.
     """
-    if record[_FLAGS_AT] == _FORMAT and cipher is None:
+    if cipher is None and record[_FLAGS_AT : _FLAGS_AT + 1] == _PLAIN_FORMAT:
         try:
             data: dict[str, Any] = _decode(record[HEADER_BYTES:])
         except Exception:
@@ -652,8 +653,6 @@ def decrypt_record(record: bytes, id: bytes, cipher: Cipher | None) -> tuple[int
 
 def verify_record(id: bytes, record: bytes) -> None:
     """Raises `StoreCorrupt` unless `record` is whole and belongs to `id`."""
-    if len(record) <= HEADER_BYTES:
-        raise _corrupt(f"a session's record has {len(record)} bytes, fewer than any record")
     _check_format(record)
     if data_checksum(id, record_data(record)) != record_checksum(record):
         raise _corrupt("a session's record does not match its checksum")
@@ -666,6 +665,8 @@ def digest_term(record: bytes) -> int:
 
 
 def _check_format(record: bytes) -> None:
+    if len(record) <= HEADER_BYTES:
+        raise _corrupt(f"a session's record has {len(record)} bytes, fewer than any record")
     if record[_FLAGS_AT] & ~(COMPRESSED | ENCRYPTED) != _FORMAT:
         raise _corrupt(
             f"a session's record has the format {record[_FLAGS_AT]:#04x}, which this version does not know"

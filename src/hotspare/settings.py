@@ -33,6 +33,9 @@ SERVICE_LINK = re.compile(
     r"HOTSPARE_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
 )
 
+MIN_KEY_BYTES = 16
+"""Of the cluster's key: shorter ones can be guessed by whoever has overheard a handshake."""
+
 MAX_REPLICAS = 6
 """Other members than the node itself: more than seven voters make every write slower and nothing safer."""
 
@@ -50,11 +53,6 @@ Threshold = Annotated[int, Meta(ge=2, le=100)]
 AVAILABLE: Mapping[str, tuple[Any, ...]] = {
     "role": ("member",),
     "storage_mode": ("memory",),
-    "cluster_key": (None,),
-    "cluster_key_file": (None,),
-    "tls_cert": (None,),
-    "tls_key": (None,),
-    "tls_ca": (None,),
     "redis_url": (None,),
 }
 
@@ -188,15 +186,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether to compress larger sessions where they are written; needs the extra `compression`."""
 
     cluster_key: Text | None = None
+    """What nodes and clients must know to be let in."""
     cluster_key_file: Text | None = None
+    """A file with that key, in place of it."""
     encryption_keys: tuple[Text, ...] = ()
     """Of processes that write or read sessions: the first one encrypts, all decrypt. Needs the extra
     `encryption`."""
     encryption_keys_file: Text | None = None
     """A file with the same, one a line."""
     tls_cert: Text | None = None
+    """A file with the certificate of this node or client, in PEM; its private key in `tls_key`."""
     tls_key: Text | None = None
     tls_ca: Text | None = None
+    """A file with the certificate of the cluster's own authority, which has signed everybody's."""
     redis_url: Text | None = None
 
     @classmethod
@@ -241,6 +243,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.attach is not None:
             set_value(self, "attach", str(Address.parse(self.attach, key="attach")))
         set_value(self, "replica_nodes", self._other_nodes())
+        self._check_security()
         self._check_reach()
         self._check_encryption_keys()
 
@@ -275,14 +278,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             )
         return others
 
+    def _check_security(self) -> None:
+        """What can be said of it without looking into files."""
+        if self.cluster_key is not None and self.cluster_key_file is not None:
+            raise ConfigError("cluster_key_file", "cluster_key is given as well", "one of the two")
+        if self.cluster_key is not None and len(self.cluster_key.encode()) < MIN_KEY_BYTES:
+            expected = f"at least {MIN_KEY_BYTES} random bytes, as `hotspare new-key` makes them"
+            raise ConfigError("cluster_key", "it is too short", expected)
+        tls = {key: getattr(self, key) for key in ("tls_cert", "tls_key", "tls_ca")}
+        for key, value in tls.items():
+            if value is None and any(tls.values()):
+                given = " and ".join(key for key, value in tls.items() if value is not None)
+                raise ConfigError(key, f"it is missing, and {given} is given", "all three or none of them")
+
     def _check_reach(self) -> None:
-        """Nothing protects the traffic between nodes that share no key, so it must not leave the machine."""
+        """Where nobody proves who they are, nothing may leave the machine."""
         addresses = [
             ("listen" if self.listen else "node", self.listen_address),
             ("advertise" if self.advertise else "node", self.advertise_address),
             *(("replica_nodes", Address.parse(name)) for name in self.replica_nodes),
         ]
-        if self.enabled and self.cluster_key is None and self.cluster_key_file is None:
+        proofs = (self.cluster_key, self.cluster_key_file, self.tls_ca)
+        if self.enabled and proofs == (None, None, None):
             for key, address in addresses:
                 _require_loopback(key, address)
 
@@ -362,7 +379,7 @@ def _require_loopback(key: str, address: Address) -> None:
             key,
             f"{address} can be reached from other machines, and without a cluster_key anyone there could "
             "read and change all sessions",
-            "a loopback address (127.0.0.0/8, ::1 or localhost)",
+            "a loopback address (127.0.0.0/8, ::1 or localhost), or a cluster_key",
         )
 
 

@@ -25,7 +25,7 @@ each batch prunes at most `PRUNE_PER_BATCH` of them, in (expires_at_ms, id) orde
 The rows (integers big-endian), in the store's `table` space, where a snapshot finds them with the sessions:
 
     "c"                       applied index and term, stamp, count, bytes, digest
-    "o" origin                last number, seen number, stamp and rank of its last activity
+    "o" origin                last number, seen number, stamp and rank of its last activity, seal of its nonce
     "r" origin, first number  the results of one run of commands, 8 bytes each
 """
 
@@ -34,13 +34,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
 from struct import Struct, pack, unpack
+from struct import error as struct_error
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
-from hotspare.errors import ProtocolError, StoreCorrupt
+from hotspare.errors import UNDECODABLE, ProtocolError, StoreCorrupt, fault_of
 from hotspare.events import (
     Event,
     Missed,
@@ -53,6 +55,7 @@ from hotspare.events import (
 from hotspare.session import (
     ENCRYPTED,
     HEADER_BYTES,
+    MAX_DATA_BYTES,
     MAX_ID_BYTES,
     MAX_TTL_MS,
     data_checksum,
@@ -76,6 +79,12 @@ BATCH: Final = 3
 
 MAX_COMMANDS_PER_BATCH: Final = 1 << 16
 """A version is the index of its entry and the command's position in it, which has 16 bits."""
+
+MAX_GROUP_BYTES: Final = 4 * 1024 * 1024
+"""Larger than any group of one command, and small enough for every frame that may carry it on."""
+
+MAX_STORED_BYTES: Final = MAX_DATA_BYTES + 1024
+"""Of one session's data, with what encryption adds to it."""
 
 PRUNE_PER_BATCH: Final = 512
 """Expired sessions that one batch deletes: some milliseconds of work on the slower store. So for origins."""
@@ -229,23 +238,34 @@ def encode_commands(commands: Sequence[Command]) -> msgspec.Raw:
 
 
 def check_group(group: RawGroup) -> None:
-    """Raises `ProtocolError` unless the commands are whole: for the leader, before they enter the log.
+    """Raises `ProtocolError` unless the commands are whole and bounded: for the home node of their origin,
+    and for the leader before they enter the log.
 
     What passes here runs on every copy. So a record that later fails its checksum was damaged on that copy.
     """
+    if len(group.commands) > MAX_GROUP_BYTES:
+        raise ProtocolError("it sent a group that is too large", f"at most {MAX_GROUP_BYTES} bytes")
     try:
         commands = _decode_commands(group.commands)
-    except (msgspec.MsgspecError, RecursionError) as exc:
-        raise ProtocolError(f"it sent commands that do not decode ({exc})", "encoded commands") from exc
+    except UNDECODABLE as exc:
+        raise ProtocolError(
+            f"it sent commands that do not decode ({fault_of(exc)})", "encoded commands"
+        ) from None
     if len(commands) != group.count:
         raise _miscounted(group.count, len(commands))
     for command in commands:
         if type(command) is Put:
-            checksum = data_checksum(command.id, command.data)
+            data, checksum = command.data, data_checksum(command.id, command.data)
         elif type(command) is Rotate and command.data:
-            checksum = data_checksum(command.new_id, command.data)
+            data, checksum = command.data, data_checksum(command.new_id, command.data)
+        elif type(command) is Patch and not 0 <= command.limit_bytes <= MAX_DATA_BYTES:
+            raise ProtocolError(
+                "it sent a patch that may become too large", f"at most {MAX_DATA_BYTES} bytes"
+            )
         else:
             continue
+        if len(data) > MAX_STORED_BYTES:
+            raise ProtocolError("it sent a session that is too large", f"at most {MAX_STORED_BYTES} bytes")
         if checksum != command.checksum:
             raise ProtocolError("it sent a session that does not match its checksum", "undamaged data")
 
@@ -264,8 +284,10 @@ def decode_batch(payload: bytes) -> Batch:
     """Raises `ProtocolError` for what no leader that checked its groups has written."""
     try:
         batch = _decode_batch(payload)
-    except (msgspec.MsgspecError, RecursionError) as exc:
-        raise ProtocolError(f"a batch in the log does not decode ({exc})", "an encoded batch") from exc
+    except UNDECODABLE as exc:
+        raise ProtocolError(
+            f"a batch in the log does not decode ({fault_of(exc)})", "an encoded batch"
+        ) from None
     for group in batch.groups:
         if len(group.commands) != group.count:
             raise _miscounted(group.count, len(group.commands))
@@ -276,8 +298,10 @@ def decode_registration(payload: bytes) -> Registration:
     """Raises `ProtocolError`."""
     try:
         return _decode_registration(payload)
-    except msgspec.MsgspecError as exc:
-        raise ProtocolError(f"a registration in the log does not decode ({exc})", "a registration") from exc
+    except UNDECODABLE as exc:
+        raise ProtocolError(
+            f"a registration in the log does not decode ({fault_of(exc)})", "a registration"
+        ) from None
 
 
 def stamp_of(kind: int, payload: bytes) -> int | None:
@@ -398,11 +422,19 @@ class Table:
         self.reload(txn)
 
     def reload(self, txn: Transaction) -> None:
-        """Takes everything from the rows: at the start, after an abort, after a snapshot was installed."""
+        """Takes everything from the rows: at the start, after an abort, after a snapshot was installed.
+
+        Raises `StoreCorrupt`.
+        """
         row = txn.table.get(COUNTERS_KEY)
-        self.applied_index, self.applied_term, self.stamp_ms, *totals = _COUNTERS.unpack(row or _NO_COUNTERS)
+        try:
+            self.applied_index, self.applied_term, self.stamp_ms, *totals = _COUNTERS.unpack(
+                row or _NO_COUNTERS
+            )
+            self._origins = _Origins(txn.table)
+        except (struct_error, LookupError) as exc:
+            raise _corrupt("the rows of the state machine are damaged") from exc
         self.totals = Totals(*totals)
-        self._origins = _Origins(txn.table)
         self._saved = row
         events = self._events
         if events is not None:
@@ -454,6 +486,11 @@ class Table:
     def has_origin(self, origin: int) -> bool:
         return self._origins.find(origin) is not None
 
+    def is_registered(self, origin: int, nonce: bytes) -> bool:
+        """Whether that is the origin's nonce, which nobody else knows: a number can be guessed."""
+        found = self._origins.find(origin)
+        return found is not None and found.seal == _seal(nonce)
+
     def prune_due(self, store: Store, stamp_ms: int) -> bool:
         """Whether a batch without commands, of that stamp, would have something to prune."""
         return self._origins.due(stamp_ms) or store.due_count(stamp_ms, at_most=1) > 0
@@ -474,7 +511,7 @@ class Table:
 
     def _register(self, txn: Transaction, index: int, registration: Registration) -> Outcome:
         self._advance(txn, registration.stamp_ms)
-        self._origins.register(txn.table, index, self.stamp_ms)
+        self._origins.register(txn.table, index, self.stamp_ms, _seal(registration.nonce))
         return Registered(registration.nonce, index)
 
     def _run(self, txn: Transaction, index: int, batch: Batch) -> list[Outcome]:
@@ -801,15 +838,17 @@ class _Origin:
     results of at least all numbers above `seen` and none above `last`. Those that begin with `unsaved` or
     later have no row yet: most are seen, and forgotten, before they would get one."""
 
-    __slots__ = ("_runs", "_unsaved", "active_ms", "id", "last", "rank", "seen")
+    __slots__ = ("_runs", "_unsaved", "active_ms", "id", "last", "rank", "seal", "seen")
 
-    def __init__(self, id: int, last: int, seen: int, active_ms: int, rank: int) -> None:
+    def __init__(self, id: int, last: int, seen: int, active_ms: int, rank: int, seal: bytes) -> None:
         self.id = id
         self.last = last
         self.seen = seen
         self.active_ms = active_ms
         self.rank = rank
         """Where in the log it was last active: orders the origins, also those of one entry."""
+        self.seal = seal
+        """Of the nonce of its registration."""
         self._runs: dict[int, Sequence[int]] = {}
         """By first number, ascending."""
         self._unsaved = last + 1
@@ -860,7 +899,9 @@ class _Origin:
                 table.pop(_RUN_KEY.pack(b"r", self.id, first))
 
     def save(self, table: Space) -> None:
-        table[_ORIGIN_KEY.pack(b"o", self.id)] = _ORIGIN.pack(self.last, self.seen, self.active_ms, self.rank)
+        table[_ORIGIN_KEY.pack(b"o", self.id)] = _ORIGIN.pack(
+            self.last, self.seen, self.active_ms, self.rank, self.seal
+        )
         for first in reversed(self._runs):
             if first < self._unsaved:
                 break
@@ -903,8 +944,8 @@ class _Origins:
     def find(self, id: int) -> _Origin | None:
         return self._by_id.get(id)
 
-    def register(self, table: Space, index: int, stamp_ms: int) -> None:
-        origin = _Origin(index, 0, 0, stamp_ms, index << 16)
+    def register(self, table: Space, index: int, stamp_ms: int, seal: bytes) -> None:
+        origin = _Origin(index, 0, 0, stamp_ms, index << 16, seal)
         self._by_id[index] = origin
         self._unsaved[index] = origin
         if len(self._by_id) > MAX_ORIGINS:
@@ -948,8 +989,13 @@ COUNTERS_KEY: Final = b"c"
 _COUNTERS: Final = Struct(">6Q")
 _NO_COUNTERS: Final = bytes(_COUNTERS.size)
 _ORIGIN_KEY: Final = Struct(">cQ")
-_ORIGIN: Final = Struct(">4Q")
+_SEAL_BYTES: Final = 16
+_ORIGIN: Final = Struct(f">4Q{_SEAL_BYTES}s")
 _RUN_KEY: Final = Struct(">cQQ")
+
+
+def _seal(nonce: bytes) -> bytes:
+    return blake2b(nonce, digest_size=_SEAL_BYTES).digest()
 
 
 def _corrupt(reason: str) -> StoreCorrupt:

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from hotspare import AsyncSessionReplicator, Settings
 from hotspare.cluster.remote import RemoteEngine
+from hotspare.cluster.security import NO_SECURITY, Security
 from hotspare.errors import HotspareError
 
 HOST = "127.0.0.1"
@@ -65,11 +66,16 @@ async def eventually(condition: Callable[[], Awaitable[Any]], what: str) -> Any:
         await asyncio.sleep(POLL_SECONDS)
 
 
-def client(addresses: Iterable[str], timeout_ms: int = 5000) -> AsyncSessionReplicator:
+def client(
+    addresses: Iterable[str], timeout_ms: int = 5000, security: Security = NO_SECURITY
+) -> AsyncSessionReplicator:
     """A client of the nodes at these addresses, in order of preference; connects when it is entered."""
     settings = Settings(replication_rpc_timeout_ms=timeout_ms)
     engine = RemoteEngine(
-        list(addresses), timeout_ms=timeout_ms, max_clock_skew_ms=settings.max_clock_skew_ms
+        list(addresses),
+        timeout_ms=timeout_ms,
+        max_clock_skew_ms=settings.max_clock_skew_ms,
+        security=security,
     )
     return AsyncSessionReplicator(settings, engine=engine)
 
@@ -88,6 +94,8 @@ class Daemon:
         where = ("--listen", listen, "--advertise", name) if listen else ()
         self.options = ["--node", name, *where, "--data-dir", str(self.data_dir), *options]
         self.settings = {f"HOTSPARE_{key.upper()}": str(value) for key, value in settings.items()}
+        self.security = NO_SECURITY
+        """What its clients show."""
         self.process: subprocess.Popen[bytes] | None = None
         self._is_to_run = False
 
@@ -164,7 +172,7 @@ class Daemon:
 
     def client(self, timeout_ms: int = 5000) -> AsyncSessionReplicator:
         """Of this node and no other."""
-        return client([self.address], timeout_ms)
+        return client([self.address], timeout_ms, self.security)
 
     async def status(self) -> dict[str, Any]:
         """Raises Unavailable when it does not answer."""
@@ -207,6 +215,18 @@ class Daemons:
         base = shared_memory if os.access(shared_memory, os.W_OK) else None
         self.directory = Path(tempfile.mkdtemp(prefix="hotspare-test-", dir=base))
         self.by_name: dict[str, Daemon] = {}
+        self._security = NO_SECURITY
+
+    @property
+    def security(self) -> Security:
+        """What clients of all nodes show."""
+        return self._security
+
+    @security.setter
+    def security(self, security: Security) -> None:
+        self._security = security
+        for daemon in self:
+            daemon.security = security
 
     def __enter__(self) -> Self:
         return self
@@ -227,6 +247,7 @@ class Daemons:
     def add(self, name: str, *options: str, listen: str = "", **settings: Any) -> Daemon:
         """A node that is yet to be started."""
         daemon = self.by_name[name] = Daemon(name, self.directory, *options, listen=listen, **settings)
+        daemon.security = self._security
         return daemon
 
     def add_cluster(self, count: int = 4, **settings: Any) -> list[Daemon]:

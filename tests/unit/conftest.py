@@ -15,7 +15,7 @@ else:
     LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 # Sockets are where the loops differ; in-process nodes run on the one, daemons on the other.
-ON_EVERY_LOOP = {"test_transport"}
+ON_EVERY_LOOP = {"test_transport", "test_security"}
 
 
 def pytest_asyncio_loop_factories(

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from hotspare.cli import arguments
-from hotspare.cli.arguments import SUMMARIES, build_parser, parse
+from hotspare.cli.arguments import SUMMARIES, build_parser, parse, security
 
 COMMANDS = [name for summaries in SUMMARIES.values() for name in summaries]
 CLIENT_COMMANDS = {
@@ -53,10 +53,18 @@ def test_every_command_has_examples_that_can_be_parsed(capsys, name):
     examples = help_of(capsys, name, "--help").partition("examples:\n")[2].strip().splitlines()
     assert examples
     for example in examples:
-        words = example.split("|")[0].split("<")[0].split(" 2>")[0].split()
+        words = example.split("|")[0].split("<")[0].split(" 2>")[0].split(" >")[0].split()
         words = words[words.index("hotspare") + 1 :]
         joined = re.sub(r"'([^']*)'", lambda quoted: quoted.group(1).replace(" ", ""), " ".join(words))
         assert parse(joined.split()).command == name
+
+
+@pytest.mark.parametrize(("name", "rest"), CLIENT_COMMANDS.items())
+def test_every_client_command_takes_what_a_secured_cluster_wants_to_see(name, rest):
+    given = {key: f"/etc/{key}" for key in ("cluster_key_file", "tls_cert", "tls_key", "tls_ca")}
+    words = [word for key, file in given.items() for word in (f"--{key.replace('_', '-')}", file)]
+    assert security(parse([name, *rest, *words])) == given
+    assert security(parse([name, *rest])) == dict.fromkeys(given)
 
 
 def test_the_help_tells_the_exit_codes(capsys):

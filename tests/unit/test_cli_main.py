@@ -12,6 +12,7 @@ import pytest
 
 from hotspare.cli import commands, main
 from hotspare.cli.exits import Exit
+from hotspare.cluster.security import Security
 from hotspare.errors import (
     InvalidSession,
     NotReady,
@@ -22,6 +23,7 @@ from hotspare.errors import (
     VersionConflict,
 )
 from hotspare.session import Session
+from hotspare.settings import Settings
 
 
 class Cluster:
@@ -50,7 +52,7 @@ def cluster(monkeypatch):
         stand_in = Cluster(**answers)
 
         @asynccontextmanager
-        async def connect(addresses, timeout_ms):
+        async def connect(addresses, timeout_ms, **security):
             yield stand_in
 
         monkeypatch.setattr(commands, "connect", connect)
@@ -232,3 +234,22 @@ def test_a_node_that_cannot_start_says_why(capsys, argv, complaint):
 def test_the_versions_are_printed(capsys):
     assert run("version", "--json") == Exit.DONE
     assert json.loads(capsys.readouterr().out).keys() >= {"hotspare", "python", "lmdb", "msgspec", "rich"}
+
+
+def test_a_new_key_is_another_one_each_time_and_good_enough_for_a_node(capsys):
+    keys = set()
+    for _ in range(3):
+        assert main(["new-key"]) == Exit.DONE
+        keys.add(capsys.readouterr().out)
+    assert len(keys) == 3
+    for key in keys:
+        assert Security.load(Settings(cluster_key=key.strip())).key == key.strip().encode()
+
+
+def test_a_new_key_in_a_file_is_for_its_user_alone(tmp_path):
+    file = tmp_path / "cluster.key"
+    with file.open("wb") as output:
+        os.fchmod(output.fileno(), 0o666)
+        subprocess.run([sys.executable, "-m", "hotspare", "new-key"], stdout=output, check=True)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert Security.load(Settings(cluster_key_file=str(file))).key == file.read_bytes().strip()

@@ -50,7 +50,7 @@ def cluster(monkeypatch):
     members: dict[str, Any] = {}
 
     @asynccontextmanager
-    async def connect(addresses, timeout_ms):
+    async def connect(addresses, timeout_ms, **security):
         (address,) = addresses
         if address not in members:
             raise Unavailable(f"{address} cannot be reached")

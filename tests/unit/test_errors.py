@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from hotspare import errors
+from hotspare.cluster.wire import Hello
 from hotspare.errors import HotspareError, ProtocolError, from_dict
 
 EXAMPLES = [
@@ -153,3 +154,19 @@ def test_a_conflict_says_what_was_expected_and_what_is_there():
 def test_each_kind_of_store_error_gives_its_own_advice():
     advices = {kind.advice for kind in kinds() if issubclass(kind, errors.StoreError)}
     assert len(advices) == 5
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        (["no such tag", 1], "Invalid value - at `$[0]`"),
+        (["hello", "no such kind"], "Invalid value - at `$[1]`"),
+        (["hello", "node", 5], "Expected `str`, got `int` - at `$[2]`"),
+        ("no array", "Expected `array`, got `str`"),
+    ],
+)
+def test_a_fault_is_told_without_what_it_was_found_in(said: object, fault: str):
+    with pytest.raises(msgspec.ValidationError) as caught:
+        msgspec.convert(said, Hello)
+    assert errors.fault_of(caught.value) == fault
+    assert errors.fault_of(RecursionError("anything")) == "it is nested too deeply"

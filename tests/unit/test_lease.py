@@ -12,11 +12,11 @@ from hotspare.cluster.lease import (
     FILE,
     NEVER_MS,
     NOTHING_KNOWN,
-    UNKNOWN_OFFSET_MS,
     LeasePage,
     LeaseView,
     Limits,
 )
+from hotspare.protocol.clock import UNKNOWN_OFFSET_MS
 
 BOOT = "this boot"
 FIRST = Limits(5_000, 100_000, 101_000)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from typing import Any
 
+import msgspec
 import pytest
 
 from hotspare import AsyncSessionReplicator, Settings
 from hotspare.cluster import calls, service
-from hotspare.cluster.connection import connect_client
+from hotspare.cluster.connection import Resolver, connect, connect_client
 from hotspare.cluster.node import ClusterNode
+from hotspare.cluster.security import NO_SECURITY
+from hotspare.cluster.wire import Hello
 from hotspare.errors import HotspareError, StoreError, StoreFull
+from hotspare.protocol import messages
+from hotspare.protocol.messages import Enrol, Envelope
 from hotspare.protocol.origin import Origin
 from hotspare.store.plain import PlainStore, PlainTransaction
 from hotspare.table import Delete, RawGroup, encode_commands
-from tests.unit.clusters import FAST, eventually, free_addresses, running
+from tests.unit.clusters import FAST, eventually, free_addresses, node_of, running
 
 MINUTE_MS = 60_000
 
@@ -80,6 +87,7 @@ def group(first: int, commands: int = 1, id: bytes = b"s1") -> RawGroup:
 
 
 TOO_MANY = [group(first, 0) for first in range(1, service.MAX_GROUPS + 2)]
+NO_UTF8 = RawGroup(1, 1, 1, 0, msgspec.Raw(b"\x91\x97\x03\xc4\x01s\x90\x91\xa1\xff\x01\x00\x01"))
 DEEP = b"\x93\xa4call\x01" + b"\x91" * 100_000
 
 
@@ -91,6 +99,8 @@ DEEP = b"\x93\xa4call\x01" + b"\x91" * 100_000
         pytest.param(calls.encode(calls.EnrolClient(bytes(1000))), id="a long nonce"),
         pytest.param(calls.encode(calls.EnrolClient(b"")), id="no nonce"),
         pytest.param(DEEP, id="deeply nested"),
+        pytest.param(b"\x95\xa4call\x01\xa2\xff\xfe\x80\x01", id="no UTF-8"),
+        pytest.param(calls.encode(calls.Submit([NO_UTF8])), id="no UTF-8 among the commands"),
     ],
 )
 async def test_who_sends_too_much_is_cut_off_and_nothing_else_suffers(frame: bytes):
@@ -136,3 +146,41 @@ async def test_a_call_that_does_not_fit_is_answered_with_an_error(verb: str, arg
 
         assert isinstance(stranger.messages[0], calls.Failure)
         assert await cluster[0].get_session("s1", read="primary") is None
+
+
+# Nodes that do what no node of ours does
+
+
+async def test_a_node_that_sends_what_it_should_not_is_complained_about_once_and_harms_nobody(
+    caplog: pytest.LogCaptureFixture,
+):
+    caplog.set_level(logging.DEBUG, "hotspare.cluster")
+    async with running(1) as cluster:
+        replica = node_of(cluster[0]).replica
+        hello = Hello("node", "127.0.0.1:9", "its incarnation", replica.cluster_id, "127.0.0.1:9", "member")
+        address = cluster[0].settings.listen_address
+        connection = await connect(
+            address, hello, Stranger(), resolver=Resolver(), timeout_ms=2000, security=NO_SECURITY
+        )
+
+        def envelope(sender: str, message: Any) -> bytes:
+            return messages.encode(Envelope(replica.cluster_id, sender, replica.id, 0, 0, message))
+
+        connection.send(
+            [
+                b"\xc1",
+                b"\x91" * 5,
+                envelope("another incarnation", Enrol(b"nonce")),
+                envelope(replica.id, Enrol(b"nonce")),
+                *[envelope("its incarnation", Enrol(b""))] * 100,
+            ]
+        )
+        await eventually(lambda: "a nonce of 0 bytes" in caplog.text)
+        await cluster[0].store_session("s1", {"n": 1}, MINUTE_MS)
+        assert await cluster[0].get_session("s1", read="primary") == {"n": 1}
+        said = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+        assert len([text for text in said if "a nonce of 0 bytes" in text]) == 1
+        assert len([text for text in said if "in the name of another incarnation" in text]) == 1
+        assert len([text for text in said if "what is no message" in text]) == 2
+        connection.abort()
+        await connection.ended

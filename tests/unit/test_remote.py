@@ -379,11 +379,12 @@ async def test_a_client_that_stops_waits_for_its_writes(three: Cluster):
     assert await three[0].session_count() == 300
 
 
-async def test_a_client_whose_registration_is_gone_says_unknown_and_goes_on(three: Cluster):
+@pytest.mark.parametrize("wrong", [-1, 1000], ids=["long ago", "in another cluster"])
+async def test_a_client_whose_registration_is_gone_says_unknown_and_goes_on(three: Cluster, wrong: int):
     async with client_of(three.names[0]) as client:
         await client.store_session("s1", {"n": 1}, MINUTE_MS)
         origin = engine_of(client)._writer.origin
-        origin.id += 1000  # nobody registered that
+        origin.id += wrong  # nobody registered that
 
         with pytest.raises(OutcomeUnknown, match="registration"):
             await client.store_session("s1", {"n": 2}, MINUTE_MS)

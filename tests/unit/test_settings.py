@@ -45,6 +45,8 @@ DEFAULTS: dict[str, Any] = {
     "redis_url": None,
 }
 
+KEY = "0123456789abcdef"
+
 SEVEN = [f"127.0.0.1:{port}" for port in range(7401, 7408)]
 
 
@@ -252,9 +254,8 @@ def test_secrets_are_in_no_error(key: str):
         assert "hunter2" not in str(refusal_of(key, secret))
 
 
-def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("hotspare.settings.AVAILABLE", {})
-    shown = repr(Settings(cluster_key="hunter2", batch_size=5))
+def test_secrets_are_not_shown():
+    shown = repr(Settings(cluster_key="hunter2-and-more", batch_size=5))
     assert shown == "Settings(batch_size=5, cluster_key='(hidden)')"
 
 
@@ -358,10 +359,39 @@ def test_without_a_cluster_key_nothing_beyond_this_machine_is_accepted(key: str,
     assert "without a cluster_key" in str(error)
 
 
-def test_with_a_cluster_key_any_address_will_do(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("hotspare.settings.AVAILABLE", {})
-    assert Settings(node="192.168.1.5:7401", cluster_key="x").address.host == "192.168.1.5"
-    assert Settings(node="192.168.1.5:7401", cluster_key_file="/key").address.host == "192.168.1.5"
+@pytest.mark.parametrize(
+    "proof",
+    [
+        {"cluster_key": KEY},
+        {"cluster_key_file": "/key"},
+        {"tls_cert": "/a.crt", "tls_key": "/a.key", "tls_ca": "/ca.crt"},
+    ],
+    ids=["a key", "a key in a file", "mutual TLS"],
+)
+def test_where_everybody_proves_who_they_are_any_address_will_do(proof: dict[str, Any]):
+    assert Settings(node="192.168.1.5:7401", **proof).address.host == "192.168.1.5"
+
+
+@pytest.mark.parametrize("key", ["x", "fifteen bytes..", "\N{KEY}\N{KEY}\N{KEY}"])
+def test_a_short_key_is_refused_without_being_shown(key: str):
+    error = refusal_of("cluster_key", key)
+    assert error.key == "cluster_key"
+    assert "at least 16 random bytes" in str(error)
+    assert key not in str(error).replace("cluster_key", "").replace("expected", "").replace("makes", "")
+
+
+def test_a_key_stands_in_one_place():
+    error = refusal(cluster_key=KEY, cluster_key_file="/key")
+    assert error.key == "cluster_key_file"
+    assert "one of the two" in str(error)
+
+
+@pytest.mark.parametrize("missing", ["tls_cert", "tls_key", "tls_ca"])
+def test_the_files_of_tls_come_together(missing: str):
+    files: dict[str, Any] = {"tls_cert": "/a.crt", "tls_key": "/a.key", "tls_ca": "/ca.crt"}
+    error = refusal(**{key: file for key, file in files.items() if key != missing})
+    assert error.key == missing
+    assert "all three or none" in str(error)
 
 
 def test_without_a_network_any_name_will_do():

@@ -16,6 +16,7 @@ import pytest_asyncio
 from hotspare.cluster import connection as connection_module
 from hotspare.cluster import transport as transport_module
 from hotspare.cluster.connection import Connection, Dialled, connect_client
+from hotspare.cluster.security import Security
 from hotspare.cluster.transport import Transport
 from hotspare.cluster.wire import (
     MAX_FRAME_BYTES,
@@ -87,7 +88,7 @@ class Node:
             listen,
             hello=self._hello,
             admit=self._admit,
-            on_frames=lambda peer, frames: self.frames.extend((peer, frame) for frame in frames),
+            on_frames=lambda peer, _, frames: self.frames.extend((peer, frame) for frame in frames),
             on_up=lambda *up: self.events.append(("up", *up)),
             on_down=lambda peer: self.events.append(("down", peer)),
             on_client=self._on_client,
@@ -607,7 +608,11 @@ async def test_localhost_is_an_address_to_listen_on(start):
     [
         (Address("0.0.0.0", 0), {}, "0.0.0.0:0 can be reached from other machines"),
         (Address("192.0.2.1", 0), {}, "192.0.2.1:0 can be reached from other machines"),
-        (Address("192.0.2.1", 0), {"loopback_only": False}, "192.0.2.1 is no address of this machine"),
+        (
+            Address("192.0.2.1", 0),
+            {"security": Security(key=b"0123456789abcdef")},
+            "192.0.2.1 is no address of this machine",
+        ),
         (Address("nowhere.invalid", 0), {}, "its name does not resolve"),
     ],
 )
@@ -635,7 +640,7 @@ async def test_a_port_that_is_not_ours_to_use_is_an_error_that_says_so(monkeypat
     "noise",
     [
         pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", id="web browser"),
-        pytest.param(b"\x16\x03\x01\x02\x00", id="TLS client"),
+        pytest.param(b"SSH-2.0-OpenSSH_9.6\r\n", id="SSH client"),
         pytest.param(bytes(64), id="zeros"),
     ],
 )

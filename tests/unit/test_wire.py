@@ -18,8 +18,8 @@ from hotspare.cluster.wire import (
     Rejected,
     RejectionCode,
     Welcome,
+    decode_answer,
     decode_hello,
-    decode_welcome,
     encode_farewell,
     encode_greeting,
     is_passing,
@@ -183,10 +183,10 @@ def body_of(frame: bytes) -> bytes:
 
 
 def test_greetings_survive_the_wire():
-    hello = Hello("node", "a:1", "i1", "c1", "10.0.0.1:1", "member", "b:2", b"secret")
+    hello = Hello("node", "a:1", "i1", "c1", "10.0.0.1:1", "member", "b:2", bytes(32))
     welcome = Welcome("b:2", "i2", "c1", "10.0.0.2:2", "a:1", b"proof")
     assert decode_hello(body_of(encode_greeting(hello))) == hello
-    assert decode_welcome(body_of(encode_greeting(welcome))) == welcome
+    assert decode_answer(body_of(encode_greeting(welcome))) == welcome
 
 
 def test_a_node_that_does_not_say_who_it_is_is_refused():
@@ -199,12 +199,12 @@ def test_what_does_not_belong_into_a_log_is_no_greeting_and_no_farewell(inbound,
     with pytest.raises(ProtocolError, match="printable characters"):
         decode_hello(body_of(encode_greeting(Hello("client", expected=text))))
     with pytest.raises(ProtocolError, match="printable characters"):
-        decode_welcome(body_of(encode_greeting(Welcome(text, "i1"))))
+        decode_answer(body_of(encode_greeting(Welcome(text, "i1"))))
     with pytest.raises(ProtocolError, match="printable characters"):
         feed(inbound, encode_farewell(Rejected(RejectionCode.BUSY, text)))
 
 
-@pytest.mark.parametrize("decode", [decode_hello, decode_welcome])
+@pytest.mark.parametrize("decode", [decode_hello, decode_answer])
 @pytest.mark.parametrize("frame", [b"garbage", b"\x90", b"\xc1", bytes(100)])
 def test_a_malformed_greeting_is_an_error_of_ours(decode, frame):
     with pytest.raises(ProtocolError):

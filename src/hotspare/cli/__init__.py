@@ -60,6 +60,10 @@ def _run(options: Namespace) -> int:
             from hotspare.cli.demo import demo
 
             return demo(options)
+        case "new-key":
+            from hotspare.cli.new_key import new_key
+
+            return new_key()
         case "version":
             from hotspare.cli.version import version
 

@@ -31,6 +31,7 @@ SUMMARIES = {
         "serve": "run a node",
         "run": "run a node, and a command that attaches to it",
         "start-cluster": "found a cluster of empty nodes",
+        "new-key": "make a key that nodes and clients share",
     },
     "sessions": {
         "store": "store a session",
@@ -86,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     # Listed above, in groups: argparse knows one list only.
     commands = parser.add_subparsers(prog="hotspare", dest="command", help=argparse.SUPPRESS)
     for add in (
-        *(_add_serve, _add_run, _add_start_cluster),
+        *(_add_serve, _add_run, _add_start_cluster, _add_new_key),
         *(_add_store, _add_get, _add_delete, _add_list),
         *(_add_status, _add_metrics, _add_events, _add_flush, _add_promote, _add_failover),
         *(_add_load, _add_demo, _add_version),
@@ -204,6 +205,7 @@ def _add_node_options(command: _Parser) -> None:
     command.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help="default: info"
     )
+    _add_security(command)
     command.set_defaults(json=False)
 
 
@@ -218,6 +220,19 @@ def _add_start_cluster(commands: Commands[_Parser]) -> None:
         "hotspare start-cluster 127.0.0.1:7402 127.0.0.1:7403 --node 127.0.0.1:7401",
     )
     command.add_argument("replicas", nargs="*", metavar="HOST:PORT", type=_address, help="the other nodes")
+
+
+def _add_new_key(commands: Commands[_Parser]) -> None:
+    command = _command(
+        commands,
+        "new-key",
+        """\
+        Prints a new random key, for the settings cluster_key and cluster_key_file. If the output is a file,
+        nobody but its user may read it afterwards.
+        """,
+        "hotspare new-key > cluster.key",
+    )
+    command.set_defaults(json=False)
 
 
 # Sessions
@@ -485,6 +500,7 @@ def _client_command(commands: Commands[_Parser], name: str, description: str, ex
     command.add_argument(
         "--timeout-ms", type=_positive, default=5000, metavar="MS", help="how long to try (default: 5000)"
     )
+    _add_security(command)
     _add_json(command)
     return command
 
@@ -495,6 +511,25 @@ def _add_ack(command: _Parser) -> None:
         choices=("quorum", "all"),
         help="when to return (default: the setting ack, and quorum without one)",
     )
+
+
+SECURITY = {
+    "cluster_key_file": "the key that all nodes and clients share",
+    "tls_cert": "the certificate to show, in PEM",
+    "tls_key": "its private key",
+    "tls_ca": "the certificate of the cluster's own authority",
+}
+"""Settings that are files, by name. Not the key itself: everybody can see the arguments of a process."""
+
+
+def _add_security(command: _Parser) -> None:
+    for key, what in SECURITY.items():
+        command.add_argument(f"--{key.replace('_', '-')}", metavar="FILE", help=what)
+
+
+def security(options: argparse.Namespace) -> dict[str, Any]:
+    """Those settings, None where they were not given."""
+    return {key: vars(options).get(key) for key in SECURITY}
 
 
 def _add_json(command: _Parser) -> None:

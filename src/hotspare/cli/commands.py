@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
+from hotspare.cli.arguments import security
 from hotspare.cli.client import connect
 from hotspare.cli.exits import Exit
 from hotspare.cli.output import print_json, say, shown_id, to_json
@@ -28,7 +29,7 @@ async def _run(options: Namespace) -> Exit:
     if options.command == "store":
         # Whatever is wrong with the data, nobody needs to be connected to in order to say so.
         options.data = _read_data(options.data)
-    async with connect(options.node, options.timeout_ms) as replicator:
+    async with connect(options.node, options.timeout_ms, **security(options)) as replicator:
         return await COMMANDS[options.command](replicator, options)
 
 

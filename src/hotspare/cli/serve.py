@@ -6,15 +6,18 @@ import asyncio
 import grp
 import logging
 import os
+import resource
 import signal
 import sys
 from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
 
+from hotspare.cli.arguments import security
 from hotspare.cli.exits import Exit
 from hotspare.cluster.lease import LeasePage
 from hotspare.cluster.node import ClusterNode
+from hotspare.cluster.transport import MAX_CLIENTS, MAX_HANDSHAKES, MAX_PEERS
 from hotspare.errors import ConfigError, StoreError
 from hotspare.settings import Settings
 from hotspare.store.lmdb import LmdbStore, current_boot_id, default_directory, share
@@ -30,11 +33,14 @@ MAP_SIZE_FACTOR = 4
 address space, not memory."""
 MAP_SIZE_RESERVE_BYTES = 2**30
 """For the log."""
+OPEN_FILES = 2 * (MAX_CLIENTS + MAX_PEERS + MAX_HANDSHAKES)
+"""Connections take one each, and peers are dialled too."""
 
 
 def serve(options: Namespace) -> int:
     """Raises ConfigError or StoreError when the node cannot start, or cannot go on."""
     settings = load_settings(options)
+    _allow_connections()
     store = open_store(settings)
     try:
         log_to_stderr(options.log_level)
@@ -73,6 +79,7 @@ def load_settings(options: Namespace) -> Settings:
         data_dir=options.data_dir,
         listen=options.listen,
         advertise=options.advertise,
+        **security(options),
     )
     if not settings.enabled:
         raise ConfigError("enabled", "it is false, and a node without a network serves nobody", "true")
@@ -86,6 +93,14 @@ def open_store(settings: Settings) -> LmdbStore:
         durable=settings.storage_mode == "disk",
         map_size_bytes=MAP_SIZE_FACTOR * settings.max_memory_bytes + MAP_SIZE_RESERVE_BYTES,
     )
+
+
+def _allow_connections() -> None:
+    """As many as the transport lets in; where the system allows fewer, they are refused earlier."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < OPEN_FILES:
+        most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def new_node(settings: Settings, store: LmdbStore) -> ClusterNode:

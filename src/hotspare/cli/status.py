@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from hotspare.cli.arguments import security
 from hotspare.cli.client import connect
 from hotspare.cli.exits import Exit
 from hotspare.cli.output import console, print_json, thousands
@@ -30,7 +31,7 @@ async def show(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
     asked = await replicator.get_replication_status()
     if options.ready:
         return _show_readiness(asked, options)
-    nodes = await ask_nodes(asked, min(PEER_TIMEOUT_MS, options.timeout_ms))
+    nodes = await ask_nodes(asked, min(PEER_TIMEOUT_MS, options.timeout_ms), **security(options))
     if options.json:
         print_json(asked | {"nodes": nodes})
     else:
@@ -54,10 +55,10 @@ def _staleness(asked: Status) -> str:
     return f"its copy {asked['staleness_ms']} ms old"
 
 
-async def ask_nodes(asked: Status, timeout_ms: int) -> list[Status]:
+async def ask_nodes(asked: Status, timeout_ms: int, **security: Any) -> list[Status]:
     """What all members say of themselves, in the order of their names; one that is silent as it is known."""
     others = asked["replica_nodes"]
-    answers = await asyncio.gather(*(_ask(each, timeout_ms) for each in others))
+    answers = await asyncio.gather(*(_ask(each, timeout_ms, security) for each in others))
     lags = {each["node"]: each["lag_entries"] for each in others}
     found = [asked | {"reachable": True}, *answers]
     for each in found:
@@ -66,10 +67,10 @@ async def ask_nodes(asked: Status, timeout_ms: int) -> list[Status]:
     return sorted(found, key=lambda each: str(each["node"]))
 
 
-async def _ask(member: Status, timeout_ms: int) -> Status:
+async def _ask(member: Status, timeout_ms: int, security: dict[str, Any]) -> Status:
     address = member.get("address") or member["node"]
     try:
-        async with connect([address], timeout_ms) as replicator:
+        async with connect([address], timeout_ms, **security) as replicator:
             return await replicator.get_replication_status() | {"reachable": True}
     except HotspareError:
         return {"node": member["node"], "role": member["role"], "reachable": False}

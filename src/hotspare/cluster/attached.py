@@ -36,6 +36,7 @@ from hotspare.cluster.clocks import BOOT_CLOCK
 from hotspare.cluster.lease import LeaseView
 from hotspare.cluster.reading import TIME_UNKNOWN
 from hotspare.cluster.remote import RemoteEngine, RemoteFeed
+from hotspare.cluster.security import Security
 from hotspare.engine import Read
 from hotspare.errors import (
     ConfigError,
@@ -476,6 +477,7 @@ class AttachedEngine:
             batch_size=settings.batch_size,
             batch_timeout_ms=settings.batch_timeout_ms,
             max_clock_skew_ms=settings.max_clock_skew_ms,
+            security=Security.load(settings),
         )
 
     async def _locate(self, timeout_ms: int) -> Place:

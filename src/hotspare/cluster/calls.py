@@ -19,6 +19,9 @@ class EnrolClient(msgspec.Struct, array_like=True, frozen=True, tag="enrol"):
 
 class Submit(msgspec.Struct, array_like=True, frozen=True, tag="submit"):
     groups: list[RawGroup]
+    """All of one origin."""
+    proof: bytes = b""
+    """The nonce of its registration: for a home that it was not registered through."""
 
 
 class Call(msgspec.Struct, array_like=True, frozen=True, tag="call"):
@@ -96,12 +99,12 @@ def frames_to_client(message: ToClient) -> list[bytes]:
 
 
 def decode_from_client(frame: bytes) -> FromClient:
-    """Raises msgspec.MsgspecError."""
+    """Raises one of `errors.UNDECODABLE`."""
     message: FromClient = _from_client.decode(frame)
     return message
 
 
 def decode_to_client(frame: bytes) -> ToClient:
-    """Raises msgspec.MsgspecError."""
+    """Raises one of `errors.UNDECODABLE`."""
     message: ToClient = _to_client.decode(frame)
     return message

@@ -4,6 +4,8 @@ A connection is *open* once the handshake is over; from then on its handler gets
 the end one call that says why it ended. The end that dials is `Dialled`, made by `connect`; the end that
 accepts belongs to the transport. Whatever is wrong with the bytes ends this connection and nothing else.
 
+With TLS, what the kernel sees passes through a `Channel` on its way in and out, and nothing else changes.
+
 Nothing is queued here but what the kernel does not take yet, and that is bounded: above `CONGESTED_BYTES` the
 connection is not `writable`, above `MAX_OUTGOING_BYTES` it takes nothing more.
 """
@@ -18,25 +20,31 @@ import socket
 import threading
 from collections.abc import Callable
 from ipaddress import ip_address
+from secrets import token_bytes
 from typing import Protocol, cast
 
 import msgspec
 
+from hotspare.cluster.authentication import NONCE_BYTES, Role, is_proof, proof
+from hotspare.cluster.security import NO_SECURITY, Security
+from hotspare.cluster.tls import READ_BYTES, Channel, TlsFailure
 from hotspare.cluster.wire import (
     MAX_FRAME_BYTES,
     PREAMBLE,
     Hello,
     Inbound,
+    Proof,
     Rejected,
     RejectionCode,
     Welcome,
-    decode_welcome,
+    decode_answer,
+    encode_body,
     encode_farewell,
     encode_greeting,
     is_passing,
     with_headers,
 )
-from hotspare.errors import ProtocolError, Refused, Unavailable
+from hotspare.errors import UNDECODABLE, ProtocolError, Refused, Unavailable, fault_of
 from hotspare.settings import Address, is_loopback
 
 CONGESTED_BYTES = 1024 * 1024
@@ -50,6 +58,19 @@ LINGER_MS = 500
 
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """In seconds: a host that vanished without a word is noticed in 25 s, even when nothing is sent."""
+
+ONE_HAS_NO_KEY = Rejected(
+    RejectionCode.AUTHENTICATION,
+    "only one of the two ends has a cluster_key: all nodes and clients of a cluster need the same one",
+)
+ONE_HAS_NO_TLS = Rejected(
+    RejectionCode.AUTHENTICATION,
+    "only one of the two ends speaks TLS: all nodes and clients of a cluster need tls_cert, tls_key, tls_ca",
+)
+KEYS_DIFFER = Rejected(
+    RejectionCode.AUTHENTICATION,
+    "the two ends have different cluster_keys: all nodes and clients of a cluster need the same one",
+)
 
 logger = logging.getLogger("hotspare.cluster")
 
@@ -94,11 +115,15 @@ def describe(failure: BaseException) -> str:
 class Connection(asyncio.BufferedProtocol):
     """What both ends of a connection have in common."""
 
-    def __init__(self) -> None:
+    def __init__(self, security: Security, *, accepting: bool) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._descriptor = -1
         """Of a socket that may be written to past the transport while that has nothing to write."""
+        self._security = security
+        self._channel = Channel(security.tls, accepting=accepting) if security.tls is not None else None
+        self._sealed = memoryview(bytearray(READ_BYTES if self._channel is not None else 0))
+        """What was read and not opened yet."""
         self._inbound = Inbound()
         self._knows_protocol = False
         self._handler: Handler | None = None
@@ -136,10 +161,12 @@ class Connection(asyncio.BufferedProtocol):
             return False
         data = with_headers(frames)
         unsent = transport.get_write_buffer_size()
+        if not self._uncongested.is_set() and unsent + len(data) > MAX_OUTGOING_BYTES:
+            return False
+        if self._channel is not None:
+            data = self._channel.seal(data)
         if not unsent:
             data = self._send_now(data)
-        elif not self._uncongested.is_set() and unsent + len(data) > MAX_OUTGOING_BYTES:
-            return False
         if data:
             transport.write(data)
         return True
@@ -167,10 +194,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def part(self, rejected: Rejected) -> None:
         """Ends the connection after what was sent, and tells the other end why."""
+        self._end_with(encode_farewell(rejected), ConnectionAbortedError(rejected.reason))
+
+    def _end_with(self, last: bytes, cause: BaseException) -> None:
+        """Ends the connection after what was sent and these last bytes, and sees that they can be read."""
         transport = self._transport
-        if not self._begin_to_end(ConnectionAbortedError(rejected.reason)) or transport is None:
+        if not self._begin_to_end(cause) or transport is None:
             return
-        transport.write(encode_farewell(rejected))
+        self._write(last)
         with contextlib.suppress(OSError):  # it may be gone already
             if transport.can_write_eof():
                 transport.write_eof()
@@ -183,21 +214,24 @@ class Connection(asyncio.BufferedProtocol):
         return b""
 
     def _greeted(self, frame: bytes) -> None:
-        """The first frame is here. Opens the connection with `_open`, or ends it."""
+        """A frame is here before the connection is open. Opens it with `_open`, or answers, or ends it."""
         raise NotImplementedError
 
     def _never_opened(self, cause: BaseException) -> None:
         """The connection ended before it was open."""
         raise NotImplementedError
 
-    def _open(self, handler: Handler) -> None:
+    def _open(self, handler: Handler, limit_bytes: int = MAX_FRAME_BYTES) -> None:
         self._handler = handler
-        self._inbound.limit_bytes = MAX_FRAME_BYTES
+        self._inbound.limit_bytes = limit_bytes
         if self._timer is not None:
             self._timer.cancel()
 
     def _write(self, data: bytes) -> None:
-        if self._transport is not None:
+        """This, and what TLS itself has to say. Before its handshake is over, that alone can be said."""
+        if self._channel is not None:
+            data = self._channel.seal(data) if self._channel.is_open else self._channel.to_send()
+        if data and self._transport is not None:
             self._transport.write(data)
 
     def _fail(self, cause: BaseException) -> None:
@@ -229,17 +263,59 @@ class Connection(asyncio.BufferedProtocol):
             return
         sock = transport.get_extra_info("socket")
         _tune(sock)
-        if os.name == "posix" and transport.get_extra_info("sslcontext") is None:
+        if os.name == "posix":
             self._descriptor = sock.fileno()
         transport.set_write_buffer_limits(high=CONGESTED_BYTES)
-        transport.write(PREAMBLE + self._greeting())
+        if self._channel is None:
+            self._introduce_itself()
+        else:
+            self._open_channel(self._channel)
+
+    def _introduce_itself(self) -> None:
+        self._write(PREAMBLE + self._greeting())
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._inbound.room()
+        return self._inbound.room() if self._channel is None else self._sealed
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._cause is not None:
             return
+        if self._channel is None:
+            self._received(nbytes)
+            return
+        if not self._channel.is_open and self._sealed[0] == PREAMBLE[0]:  # as no record of TLS begins
+            self._channel = None
+            self._end_with(PREAMBLE + encode_farewell(ONE_HAS_NO_TLS), Rejection(ONE_HAS_NO_TLS))
+            return
+        self._channel.received(self._sealed[:nbytes])
+        if not self._channel.is_open:
+            self._open_channel(self._channel)
+        if self._channel.is_open:
+            self._unseal(self._channel)
+
+    def _open_channel(self, channel: Channel) -> None:
+        try:
+            channel.shake_hands()
+        except TlsFailure as exc:
+            self._distrust(exc)
+        if channel.is_open:
+            self._introduce_itself()
+        else:
+            self._write(b"")
+
+    def _unseal(self, channel: Channel) -> None:
+        try:
+            while self._cause is None and (count := channel.read_into(self._inbound.room())):
+                self._received(count)
+        except TlsFailure as exc:
+            self._distrust(exc)
+        self._write(b"")
+
+    def _distrust(self, failure: TlsFailure) -> None:
+        self._end_with(b"", Rejection(Rejected(RejectionCode.AUTHENTICATION, str(failure))))
+
+    def _received(self, nbytes: int) -> None:
+        """So many bytes are in the buffer for what comes in."""
         self._inbound.received(nbytes)
         try:
             if self._handler is None:
@@ -248,18 +324,21 @@ class Connection(asyncio.BufferedProtocol):
                 self._handler.frames_received(frames)
         except (ProtocolError, Rejection) as exc:
             self._fail(exc)
-        except (msgspec.MsgspecError, RecursionError) as exc:
-            self._fail(ProtocolError(f"it sent a malformed message ({exc})", "a message of this protocol"))
+        except UNDECODABLE as exc:
+            problem = f"it sent a malformed message ({fault_of(exc)})"
+            self._fail(ProtocolError(problem, "a message of this protocol"))
         else:
             if self._inbound.farewell is not None:
                 self._fail(Rejection(self._inbound.farewell))
 
     def _shake_hands(self) -> None:
         self._knows_protocol = self._knows_protocol or self._inbound.take_preamble()
-        if self._knows_protocol:
-            # What comes with the greeting may be longer than a stranger's frame: it is cut once that is read.
-            for frame in self._inbound.take_frames(at_most=1):
-                self._greeted(frame)
+        # What comes with the greeting may be longer than a stranger's frame: it is cut once that is read.
+        while self._knows_protocol and self._handler is None and self._cause is None:
+            frames = self._inbound.take_frames(at_most=1)
+            if not frames:
+                break
+            self._greeted(frames[0])
 
     def pause_writing(self) -> None:
         self._uncongested.clear()
@@ -292,9 +371,13 @@ class Connection(asyncio.BufferedProtocol):
 class Dialled(Connection):
     """The end that dialled. `welcomed` is done when the connection is open, or has failed."""
 
-    def __init__(self, hello: Hello, handler: Handler) -> None:
-        super().__init__()
+    def __init__(self, hello: Hello, handler: Handler, security: Security = NO_SECURITY) -> None:
+        super().__init__(security, accepting=False)
+        if security.key:
+            hello = msgspec.structs.replace(hello, authentication=token_bytes(NONCE_BYTES))
         self._hello = hello
+        self._challenge = b""
+        """The frame; empty as long as there was none."""
         self._handler_when_open = handler
         self.welcomed: asyncio.Future[Welcome] = self._loop.create_future()
 
@@ -313,7 +396,29 @@ class Dialled(Connection):
         return encode_greeting(self._hello)
 
     def _greeted(self, frame: bytes) -> None:
-        welcome = decode_welcome(frame)
+        answer = decode_answer(frame)
+        if isinstance(answer, Welcome):
+            self._welcomed_with(answer)
+        elif self._challenge or not self._security.key:
+            raise ProtocolError("it sent a challenge that nobody asked for", "a Welcome")
+        else:
+            self._challenge = frame
+            said = (encode_body(self._hello), frame)
+            self._write(encode_greeting(Proof(proof(self._security.key, Role.DIALLER, *said))))
+
+    def _check_proof(self, welcome: Welcome) -> None:
+        key = self._security.key
+        if not key and not welcome.authentication:
+            return
+        if not (key and self._challenge and welcome.authentication):
+            raise Rejection(ONE_HAS_NO_KEY)
+        unsigned = msgspec.structs.replace(welcome, authentication=b"")
+        said = (encode_body(self._hello), self._challenge, encode_body(unsigned))
+        if not is_proof(welcome.authentication, key, Role.ACCEPTOR, *said):
+            raise Rejection(KEYS_DIFFER)
+
+    def _welcomed_with(self, welcome: Welcome) -> None:
+        self._check_proof(welcome)
         expected = self._hello.expected
         if expected and welcome.name != expected:
             reason = f"{expected} was dialled, and {welcome.name} answered: correct the address"
@@ -377,9 +482,10 @@ async def connect(
     *,
     resolver: Resolver,
     timeout_ms: int,
-    loopback_only: bool,
+    security: Security,
 ) -> Dialled:
-    """An open connection. Raises OSError (TimeoutError is one), ProtocolError, Rejection.
+    """An open connection, both ends authenticated. Raises OSError (TimeoutError is one), ProtocolError,
+    Rejection.
 
     A name may have several addresses: the first that is reached counts, and each has its share of the time.
     """
@@ -390,14 +496,14 @@ async def connect(
             hosts = await resolver.lookup(address.host)
     except TimeoutError as exc:
         raise socket.gaierror(socket.EAI_AGAIN, "no answer in time") from exc
-    if loopback_only:
+    if security.loopback_only:
         hosts = [host for host in hosts if is_loopback(host)]
     failure: OSError = _not_loopback(address)
     for tried, host in enumerate(hosts):
         share = (deadline - loop.time()) / (len(hosts) - tried)
         try:
             async with asyncio.timeout(share):
-                return await _connect_to(Address(host, address.port), hello, handler)
+                return await _connect_to(Address(host, address.port), hello, handler, security)
         except OSError as exc:
             failure = exc
     raise failure
@@ -409,13 +515,16 @@ def _not_loopback(address: Address) -> OSError:
     )
 
 
-async def _connect_to(address: Address, hello: Hello, handler: Handler) -> Dialled:
-    connection = Dialled(hello, handler)
+async def _connect_to(address: Address, hello: Hello, handler: Handler, security: Security) -> Dialled:
+    connection = Dialled(hello, handler, security)
     try:
         await asyncio.get_running_loop().create_connection(lambda: connection, address.host, address.port)
         await connection.welcomed
         if connection.is_ending:
             raise ConnectionResetError("the other end closed it at once")
+    except Rejection:
+        await connection.ended  # the other end may have to hear why
+        raise
     except BaseException:
         connection.welcomed.cancel()
         connection.abort()
@@ -430,8 +539,7 @@ async def connect_client(
     timeout_ms: int = 2000,
     expected: str = "",
     cluster_id: str = "",
-    authentication: bytes = b"",
-    loopback_only: bool = False,
+    security: Security = NO_SECURITY,
 ) -> Dialled:
     """A client's connection to the node at this address.
 
@@ -439,11 +547,11 @@ async def connect_client(
     little patience) may help, Refused where the node does not want this client, ProtocolError if it is not
     hotspare.
     """
-    hello = Hello("client", cluster_id=cluster_id, expected=expected, authentication=authentication)
+    hello = Hello("client", cluster_id=cluster_id, expected=expected)
     resolver = Resolver()
     try:
         return await connect(
-            address, hello, handler, resolver=resolver, timeout_ms=timeout_ms, loopback_only=loopback_only
+            address, hello, handler, resolver=resolver, timeout_ms=timeout_ms, security=security
         )
     except Rejection as exc:
         if is_passing(exc.rejected):

@@ -16,20 +16,20 @@ from itertools import accumulate
 from secrets import token_hex
 from typing import Any, Protocol
 
-import msgspec
-
 from hotspare.cluster import clocks, status
 from hotspare.cluster.feeds import Feed, Feeds
 from hotspare.cluster.lease import LeasePage
 from hotspare.cluster.local import NoTransport
 from hotspare.cluster.reading import LocalReads
-from hotspare.cluster.service import ClientSession
+from hotspare.cluster.security import Security
+from hotspare.cluster.service import ClientSession, traceback_of
 from hotspare.cluster.statistics import Statistics
-from hotspare.cluster.transport import Accepted, Transport
+from hotspare.cluster.transport import MAX_COMPLAINTS, Accepted, Transport
 from hotspare.cluster.wire import Hello, Rejected, RejectionCode, Welcome
 from hotspare.cluster.writer import Writer, size_of
 from hotspare.engine import Read
 from hotspare.errors import (
+    UNDECODABLE,
     ConfigError,
     HotspareError,
     NotReady,
@@ -40,6 +40,7 @@ from hotspare.errors import (
     StoreError,
     Unavailable,
     UnknownNode,
+    fault_of,
 )
 from hotspare.events import Event, PrimaryChanged, RoleChanged
 from hotspare.protocol import messages
@@ -114,10 +115,9 @@ class ClusterNode:
         self._role = ""
         """The one that listeners know of."""
         self._page = page
-        self._reads = LocalReads(
-            store, self._not_fresh, settings.max_clock_skew_ms, page
-        )
+        self._reads = LocalReads(store, self._not_fresh, settings.max_clock_skew_ms, page)
         self.read_local = self._reads.read
+        self._complaints: set[str] = set()
         self._is_pump_scheduled = False
         self._is_catching_up = False
         self._is_stopping = False
@@ -180,6 +180,7 @@ class ClusterNode:
             on_up=self._on_up,
             on_down=self._on_down,
             on_client=self._on_client,
+            security=Security.load(self.settings),
         )
 
     async def _be_alone(self) -> None:
@@ -250,7 +251,10 @@ class ClusterNode:
 
     def _fail(self, error: BaseException) -> None:
         """The store cannot go on, or there is a bug: this node must not go on either."""
-        logger.error("%s stops: %s", self.name, error)
+        if isinstance(error, HotspareError):
+            logger.error("%s stops: %s", self.name, error)
+        else:  # a defect, whose own words may quote a session
+            logger.error("%s stops: %s", self.name, traceback_of(error))
         if not self.failed.done():
             self.failed.set_exception(error)
         self._is_stopping = True
@@ -264,7 +268,7 @@ class ClusterNode:
         if how == "local":
             return self.read_local(id)
         if how == "primary":
-            await self._confirm(timeout_ms)
+            await self.confirm(timeout_ms)
         elif how != "stale":
             raise ProtocolError(f"it asked for a read that is {how!r:.40}", "a kind that this version knows")
         return self._read_any_age(id)
@@ -300,7 +304,8 @@ class ClusterNode:
             return NotReady("it belongs to no cluster yet")
         return NotReady("it has not learned yet what is committed")
 
-    async def _confirm(self, timeout_ms: int) -> None:
+    async def confirm(self, timeout_ms: int) -> None:
+        """Returns when this copy shows all that was committed before the call. Raises Unavailable."""
         context = self.replica.read(clocks.now())
         try:
             await self._wait(context, timeout_ms, "no primary confirmed the read in time")
@@ -357,7 +362,7 @@ class ClusterNode:
                 await self._until(lambda: begun.isdisjoint(self.replica.pending_groups))
                 target = self.replica.node.log.last_index if self.replica.node is not None else 0
                 while not self.replica.is_applied_everywhere(target):
-                    await self._confirm(timeout_ms)  # in a round of heartbeats they tell how far they are
+                    await self.confirm(timeout_ms)  # in a round of heartbeats they tell how far they are
                     await asyncio.sleep(FLUSH_PAUSE_MS / 1000)
         except TimeoutError:
             raise Unavailable("not everything was replicated in time") from None
@@ -753,7 +758,7 @@ class ClusterNode:
         if hello.cluster_id and replica.cluster_id and hello.cluster_id != replica.cluster_id:
             text = f"{self.name} belongs to cluster {replica.cluster_id}, you to {hello.cluster_id}"
             return Rejected(RejectionCode.OTHER_CLUSTER, text)
-        if hello.name == self.name:
+        if hello.name == self.name or hello.incarnation == replica.id:
             return Rejected(RejectionCode.PRESENT, f"there is a node {self.name} already: this one")
         peer = replica.peers.get(hello.name)
         if peer is not None and peer.up and peer.id not in ("", hello.incarnation):
@@ -785,7 +790,7 @@ class ClusterNode:
             self._replica.peer_down(name, clocks.now())
             self._schedule()
 
-    def _on_frames(self, name: str, frames: list[bytes]) -> None:
+    def _on_frames(self, name: str, incarnation: str, frames: list[bytes]) -> None:
         replica = self._replica
         if replica is None:
             return
@@ -793,10 +798,16 @@ class ClusterNode:
         for frame in frames:
             try:
                 envelope = messages.decode(frame)
-            except msgspec.MsgspecError as exc:
-                logger.warning("%s: %s sent what is no message: %s", self.name, name, exc)
+            except UNDECODABLE as exc:
+                self._complain(name, f"it sent what is no message: {fault_of(exc)}")
                 continue
-            replica.receive(name, envelope, now)
+            if envelope.sender != incarnation:
+                self._complain(name, "it sent a message in the name of another incarnation")
+                continue
+            try:
+                replica.receive(name, envelope, now)
+            except ProtocolError as exc:
+                self._complain(name, f"{exc.problem}; expected {exc.expected}")
         if replica.is_leader:
             self._note_acknowledged(name, replica)
         if self._is_pump_scheduled or not replica.has_outputs:
@@ -805,6 +816,15 @@ class ClusterNode:
             self._schedule()  # the others' answers may come in the same turn of the loop
         else:
             self._pump(now)
+
+    def _complain(self, name: str, problem: str) -> None:
+        """About a message that was dropped, once for each peer and problem: there may be many of them."""
+        complaint = f"{name}: {problem}"
+        level = logging.DEBUG if complaint in self._complaints else logging.WARNING
+        if len(self._complaints) >= MAX_COMPLAINTS:
+            self._complaints.clear()
+        self._complaints.add(complaint)
+        logger.log(level, "%s dropped a message from %s", self.name, complaint)
 
     def _note_acknowledged(self, name: str, replica: Replica) -> None:
         assert replica.node is not None

@@ -15,6 +15,7 @@ from typing import Any
 
 from hotspare.cluster import calls, clocks
 from hotspare.cluster.connection import Dialled, connect_client
+from hotspare.cluster.security import NO_SECURITY, Security
 from hotspare.cluster.writer import Writer, size_of
 from hotspare.engine import Read
 from hotspare.errors import (
@@ -68,12 +69,14 @@ class RemoteEngine:
         batch_size: int = 100,
         batch_timeout_ms: int = 20,
         max_clock_skew_ms: int = 500,
+        security: Security = NO_SECURITY,
     ) -> None:
         """Raises ConfigError for what is no address."""
         if not addresses:
             raise ConfigError("node", "no address was given", "host:port, or several with commas between")
         self._addresses = [Address.parse(text, key="node") for text in addresses]
         self._timeout_ms = timeout_ms
+        self._security = security
         self._writer = Writer(batch_size, batch_timeout_ms, max_clock_skew_ms, self._schedule)
         self._clock = ClusterClock()
         self._connection: Dialled | None = None
@@ -255,14 +258,15 @@ class RemoteEngine:
             await asyncio.sleep(PAUSE_MS / 1000)
 
     def _give_up_at_once(self, failures: list[Exception]) -> None:
-        """The first connection: waiting for a node that refuses connections helps nobody."""
-        if len(failures) == 1:
+        """The first connection: waiting for nodes that refuse connections helps nobody."""
+        if len(failures) == 1 or all(isinstance(each, Refused | ProtocolError) for each in failures):
             raise failures[0]
         raise Unavailable(f"none of {self._all_addresses()} can be reached") from failures[0]
 
     async def _connect_to(self, address: Address) -> Dialled:
         share_ms = self._timeout_ms // len(self._addresses)
-        return await connect_client(address, self, timeout_ms=min(CONNECT_TIMEOUT_MS, share_ms))
+        timeout_ms = min(CONNECT_TIMEOUT_MS, share_ms)
+        return await connect_client(address, self, timeout_ms=timeout_ms, security=self._security)
 
     def _resume(self) -> None:
         """Everything without an answer is sent again to the new home."""
@@ -359,7 +363,8 @@ class RemoteEngine:
     def _submit(self, groups: list[RawGroup]) -> None:
         """One message each: all together may be longer than a frame."""
         for group in groups:
-            if not self._send(calls.Submit([group])) and self._connection is not None:
+            submit = calls.Submit([group], self._writer.origin.proof)
+            if not self._send(submit) and self._connection is not None:
                 self._connection.abort("it does not read")  # the next home gets everything again
                 return
 
@@ -401,7 +406,7 @@ class RemoteEngine:
 
 class RemoteFeed:
     """The events of the home node. What happens while there is none, or before the next one listens, is
-    missed, and nobody knows how much it was. The next one's copy may also be behind, and tell some again."""
+    missed, and nobody knows how much it was."""
 
     def __init__(self, engine: RemoteEngine, max_waiting: int) -> None:
         """Listens from now on. Raises NotReady."""

@@ -21,11 +21,36 @@ import errno
 import logging
 import random
 from collections.abc import Callable, Iterable
+from secrets import token_bytes
 
 import msgspec
 
-from hotspare.cluster.connection import Connection, Dialled, Handler, Rejection, Resolver, connect, describe
-from hotspare.cluster.wire import Hello, Rejected, RejectionCode, Welcome, decode_hello, encode_greeting
+from hotspare.cluster.authentication import NONCE_BYTES, Role, is_proof, proof
+from hotspare.cluster.connection import (
+    KEYS_DIFFER,
+    ONE_HAS_NO_KEY,
+    Connection,
+    Dialled,
+    Handler,
+    Rejection,
+    Resolver,
+    connect,
+    describe,
+)
+from hotspare.cluster.security import NO_SECURITY, Security
+from hotspare.cluster.wire import (
+    MAX_CLIENT_FRAME_BYTES,
+    MAX_FRAME_BYTES,
+    Challenge,
+    Hello,
+    Rejected,
+    RejectionCode,
+    Welcome,
+    decode_hello,
+    decode_proof,
+    encode_body,
+    encode_greeting,
+)
 from hotspare.errors import ConfigError, ProtocolError
 from hotspare.settings import Address, is_loopback
 
@@ -68,9 +93,10 @@ class Transport:
 
     `hello` says who this node is now. `admit` decides about whoever dials, node or client; that an expected
     name is ours, that nobody else has our name, and how many there may be, is checked before.
-    `on_frames(peer, frames)` gets what a peer sends, up or not. `on_up(peer, incarnation, address)` is called
-    whenever a new connection to a peer stands (frames sent before may be lost), `on_down(peer)` once when it
-    is gone. `on_client` gives each client that was admitted a handler; answers go through its connection.
+    `on_frames(peer, incarnation, frames)` gets what a peer sends, up or not. `on_up(peer, incarnation,
+    address)` is called whenever a new connection to a peer stands (frames sent before may be lost),
+    `on_down(peer)` once when it is gone. `on_client` gives each client that was admitted a handler; answers
+    go through its connection.
     """
 
     def __init__(
@@ -79,11 +105,11 @@ class Transport:
         *,
         hello: Callable[[], Hello],
         admit: Callable[[Hello], Welcome | Rejected],
-        on_frames: Callable[[str, list[bytes]], None],
+        on_frames: Callable[[str, str, list[bytes]], None],
         on_up: Callable[[str, str, str], None],
         on_down: Callable[[str], None],
         on_client: Callable[[Accepted], Handler],
-        loopback_only: bool = True,
+        security: Security = NO_SECURITY,
     ) -> None:
         self._listen = self._address = listen
         self._hello = hello
@@ -92,7 +118,7 @@ class Transport:
         self._on_up = on_up
         self._on_down = on_down
         self._on_client = on_client
-        self._loopback_only = loopback_only
+        self._security = security
         self._resolver = Resolver()
         self._servers: list[asyncio.Server] = []
         self._stopping = False
@@ -114,7 +140,7 @@ class Transport:
             raise ConfigError(
                 "listen", f"{self._listen}: {describe(exc)}", "an address of this machine"
             ) from exc
-        if self._loopback_only:
+        if self._security.loopback_only:
             self._require_loopback(hosts)
         failures = [failure for host in hosts if (failure := await self._bind(host)) is not None]
         if not self._servers:
@@ -124,7 +150,7 @@ class Transport:
         """Why this machine has no such address, which one of several may well be. Raises ConfigError."""
         loop = asyncio.get_running_loop()
         try:
-            server = await loop.create_server(lambda: Accepted(self), host, self._listen.port)
+            server = await loop.create_server(lambda: Accepted(self, self._security), host, self._listen.port)
         except OSError as exc:
             if exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 return exc
@@ -246,12 +272,12 @@ class Transport:
             self._forget_stranger(oldest)
             oldest.abort("too many others came while it said nothing")
         self._strangers[connection] = None
-        if self._loopback_only and not (connection.remote and is_loopback(connection.remote.host)):
+        if self._security.loopback_only and not (connection.remote and is_loopback(connection.remote.host)):
             reason = "without a cluster_key this node accepts connections from its own machine only"
             self._reject(connection, Rejected(RejectionCode.NOT_LOOPBACK, reason))
 
     def _greeted(self, connection: Accepted, hello: Hello) -> Handler | None:
-        """Answers the greeting. None: rejected."""
+        """Answers the greeting of somebody who belongs here. None: rejected."""
         answer = self._answer(hello)
         if isinstance(answer, Rejected):
             self._reject(connection, answer)
@@ -262,7 +288,7 @@ class Transport:
             self._clients.add(connection)
             return self._on_client(connection)
         self._peer_dialled(connection, hello)
-        return _Incoming(hello.name, self._on_frames)
+        return _Incoming(hello, self._on_frames)
 
     def _answer(self, hello: Hello) -> Welcome | Rejected:
         own = self._hello()
@@ -331,11 +357,13 @@ async def _end(connections: list[Connection]) -> None:
 class Accepted(Connection):
     """The end that was dialled: by a stranger first, then by a peer or a client."""
 
-    def __init__(self, owner: Transport) -> None:
-        super().__init__()
+    def __init__(self, owner: Transport, security: Security) -> None:
+        super().__init__(security, accepting=True)
         self._owner = owner
         self.hello = Hello("client")
         """Who is at the other end. Of an open connection only."""
+        self._said: tuple[bytes, bytes] | None = None
+        """The greeting of one who is to prove that it belongs here, and our challenge."""
 
     def send(self, frames: list[bytes]) -> bool:
         """As on every connection; but a client that would miss an answer has to go."""
@@ -345,6 +373,9 @@ class Accepted(Connection):
         return taken
 
     def welcome(self, welcome: Welcome) -> None:
+        if self._said is not None:
+            code = proof(self._security.key, Role.ACCEPTOR, *self._said, encode_body(welcome))
+            welcome = msgspec.structs.replace(welcome, authentication=code)
         self._write(encode_greeting(welcome))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -358,14 +389,36 @@ class Accepted(Connection):
         )
 
     def _greeted(self, frame: bytes) -> None:
+        if self._said is not None:
+            self._prove(frame, self._said)
+            return
         self.hello = decode_hello(frame)
+        if bool(self.hello.authentication) != bool(self._security.key):
+            self._owner._reject(self, ONE_HAS_NO_KEY)
+        elif self._security.key:
+            challenge = Challenge(token_bytes(NONCE_BYTES))
+            self._said = (frame, encode_body(challenge))
+            self._write(encode_greeting(challenge))
+        else:
+            self._admit()
+
+    def _prove(self, frame: bytes, said: tuple[bytes, bytes]) -> None:
+        if is_proof(decode_proof(frame).code, self._security.key, Role.DIALLER, *said):
+            self._admit()
+        else:
+            self._owner._reject(self, KEYS_DIFFER)
+
+    def _admit(self) -> None:
         handler = self._owner._greeted(self, self.hello)
         if handler is not None:
-            self._open(handler)
+            is_client = self.hello.kind == "client"
+            self._open(handler, MAX_CLIENT_FRAME_BYTES if is_client else MAX_FRAME_BYTES)
 
     def _never_opened(self, cause: BaseException) -> None:
         if isinstance(cause, ProtocolError):
             self._owner._complain(self, f"{cause.problem}; expected {cause.expected}")
+        elif isinstance(cause, Rejection) and self._inbound.farewell is None:  # it is this end that rejects
+            self._owner._complain(self, cause.rejected.reason)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -386,12 +439,12 @@ class Accepted(Connection):
 class _Incoming:
     """What a peer's connection to us is connected to."""
 
-    def __init__(self, peer: str, on_frames: Callable[[str, list[bytes]], None]) -> None:
-        self._peer = peer
+    def __init__(self, hello: Hello, on_frames: Callable[[str, str, list[bytes]], None]) -> None:
+        self._name, self._incarnation = hello.name, hello.incarnation
         self._on_frames = on_frames
 
     def frames_received(self, frames: list[bytes]) -> None:
-        self._on_frames(self._peer, frames)
+        self._on_frames(self._name, self._incarnation, frames)
 
     def closed(self, reason: str) -> None:
         """The transport was told by the connection itself."""
@@ -475,7 +528,7 @@ class _Peer:
                 line,
                 resolver=self._owner._resolver,
                 timeout_ms=REDIAL_TIMEOUT_MS if self.incarnation else DIAL_TIMEOUT_MS,
-                loopback_only=self._owner._loopback_only,
+                security=self._owner._security,
             )
         except (OSError, ProtocolError, Rejection) as exc:
             self._lost(exc)

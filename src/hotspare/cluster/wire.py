@@ -3,7 +3,8 @@
 Both ends open with the same eight bytes, a magic and the protocol's version, without waiting for each
 other: whatever else is at the other end (a web server, another version, noise) is recognised by its first
 bytes and called by its name. Then the end that dialled sends a `Hello` and gets a `Welcome`; from then on
-there are just frames.
+there are just frames. Where the cluster has a key, a `Challenge` and its `Proof` go between the two: see
+`authentication`.
 
 A frame is a length (u32, big-endian) and that many bytes, at least one. A length with the highest bit set
 announces the last frame of a connection, a farewell: it says why the connection ends, so that nobody has to
@@ -18,16 +19,21 @@ from __future__ import annotations
 
 import struct
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
-from hotspare.errors import ProtocolError
+from hotspare.cluster.authentication import NONCE_BYTES, PROOF_BYTES
+from hotspare.errors import UNDECODABLE, ProtocolError, fault_of
 
 PROTOCOL_VERSION = 1
+"""What a greeting consists of belongs to it: proofs are made over whole greetings."""
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """Far above the largest message (a chunk of a snapshot, a full batch): longer is a mistake or an attack."""
+
+MAX_CLIENT_FRAME_BYTES = 5 * 1024 * 1024
+"""A group of one command takes less, however large its session is."""
 
 MAX_HANDSHAKE_BYTES = 4 * 1024
 """What anyone may make a node hold before it is known who they are."""
@@ -49,6 +55,9 @@ _MAGIC = b"\x89HSPR\n"
 _VERSION = struct.Struct(">H")
 PREAMBLE = _MAGIC + _VERSION.pack(PROTOCOL_VERSION)
 
+_TLS = (b"\x16\x03", b"\x15\x03")
+"""How a handshake of TLS begins, and an alert."""
+
 
 # The handshake
 
@@ -66,6 +75,19 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
     expected: str = ""
     """The name of the node that was dialled, when it is known: an address may lead elsewhere by now."""
     authentication: bytes = b""
+    """A nonce from whoever has a key; empty otherwise."""
+
+
+class Challenge(msgspec.Struct, array_like=True, frozen=True, tag="challenge"):
+    """The first answer to whoever has a key."""
+
+    nonce: bytes
+
+
+class Proof(msgspec.Struct, array_like=True, frozen=True, tag="proof"):
+    """The answer to a challenge."""
+
+    code: bytes
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True, tag="welcome"):
@@ -78,6 +100,7 @@ class Welcome(msgspec.Struct, array_like=True, frozen=True, tag="welcome"):
     primary: str = ""
     """The name of the primary as far as this node knows; empty otherwise."""
     authentication: bytes = b""
+    """The proof of this end, made over all else that was said; empty without a key."""
 
 
 class RejectionCode(StrEnum):
@@ -108,13 +131,22 @@ def is_passing(rejected: Rejected) -> bool:
 
 _encoder = msgspec.msgpack.Encoder()
 _hello_decoder = msgspec.msgpack.Decoder(Hello)
-_welcome_decoder = msgspec.msgpack.Decoder(Welcome)
+_answer_decoder = msgspec.msgpack.Decoder(Welcome | Challenge)
+_proof_decoder = msgspec.msgpack.Decoder(Proof)
 _rejected_decoder = msgspec.msgpack.Decoder(Rejected)
 
 
-def encode_greeting(greeting: Hello | Welcome) -> bytes:
+Greeting: TypeAlias = Hello | Challenge | Proof | Welcome
+
+
+def encode_body(greeting: Greeting) -> bytes:
+    """A frame without its header."""
+    return _encoder.encode(greeting)
+
+
+def encode_greeting(greeting: Greeting) -> bytes:
     """A whole frame with its header."""
-    body = _encoder.encode(greeting)
+    body = encode_body(greeting)
     return _HEADER.pack(len(body)) + body
 
 
@@ -128,29 +160,53 @@ def decode_hello(frame: bytes) -> Hello:
     """Raises ProtocolError."""
     try:
         hello = _hello_decoder.decode(frame)
-    except msgspec.MsgspecError as exc:
-        raise ProtocolError(f"its first frame is no greeting ({exc})", "a Hello") from exc
+    except UNDECODABLE as exc:
+        raise ProtocolError(f"its first frame is no greeting ({fault_of(exc)})", "a Hello") from None
     if hello.kind == "node" and not (hello.name and hello.incarnation):
         raise ProtocolError("it does not say who it is", "a node's name and incarnation")
     _check_texts(hello)
+    if hello.authentication:
+        _check_size(hello.authentication, NONCE_BYTES)
     return hello
 
 
-def decode_welcome(frame: bytes) -> Welcome:
+def decode_answer(frame: bytes) -> Welcome | Challenge:
     """Raises ProtocolError."""
     try:
-        welcome = _welcome_decoder.decode(frame)
-    except msgspec.MsgspecError as exc:
-        raise ProtocolError(f"its answer to our greeting is malformed ({exc})", "a Welcome") from exc
-    _check_texts(welcome)
-    return welcome
+        answer: Welcome | Challenge = _answer_decoder.decode(frame)
+    except UNDECODABLE as exc:
+        raise ProtocolError(
+            f"its answer to our greeting is malformed ({fault_of(exc)})", "a Welcome"
+        ) from None
+    if isinstance(answer, Challenge):
+        _check_size(answer.nonce, NONCE_BYTES)
+    else:
+        _check_texts(answer)
+    return answer
+
+
+def decode_proof(frame: bytes) -> Proof:
+    """Raises ProtocolError."""
+    try:
+        proof = _proof_decoder.decode(frame)
+    except UNDECODABLE as exc:
+        raise ProtocolError(
+            f"its answer to our challenge is malformed ({fault_of(exc)})", "a proof"
+        ) from None
+    _check_size(proof.code, PROOF_BYTES)
+    return proof
+
+
+def _check_size(given: bytes, expected: int) -> None:
+    if len(given) != expected:
+        raise ProtocolError(f"it authenticates itself with {len(given)} bytes", f"{expected}")
 
 
 def _decode_farewell(body: bytes) -> Rejected:
     try:
         rejected = _rejected_decoder.decode(body)
-    except msgspec.MsgspecError as exc:
-        raise ProtocolError(f"its farewell is malformed ({exc})", "a reason") from exc
+    except UNDECODABLE as exc:
+        raise ProtocolError(f"its farewell is malformed ({fault_of(exc)})", "a reason") from None
     _check_texts(rejected)
     return rejected
 
@@ -213,6 +269,8 @@ class Inbound:
         Raises ProtocolError at the first byte that does not fit.
         """
         start = bytes(self._view[self._start : self._end][:16])
+        if start.startswith(_TLS):
+            raise ProtocolError("it speaks TLS and this end does not", "tls_cert, tls_key and tls_ca at both")
         if not start.startswith(_MAGIC[: len(start)]):
             raise ProtocolError(f"it is not hotspare, it said {start!r}", "a hotspare node or client")
         if len(start) < len(PREAMBLE):

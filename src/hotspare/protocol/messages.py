@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -14,6 +14,7 @@ from hotspare.raft.messages import (
     Configuration,
     Heartbeat,
     HeartbeatReply,
+    Natural,
     ServerId,
     SnapshotChunk,
     SnapshotReply,
@@ -22,6 +23,9 @@ from hotspare.raft.messages import (
     VoteRequest,
 )
 from hotspare.table import RawGroup
+
+Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""UNIX time, for the next quarter of a million years: a TTL more still fits into a record."""
 
 
 class Introduction(msgspec.Struct, array_like=True, frozen=True, tag="intro"):
@@ -67,34 +71,34 @@ class ReadRequest(msgspec.Struct, array_like=True, frozen=True, tag="read?"):
     """Asks the leader up to which index a copy must have applied to be read linearizably. `lease_ms`: for so
     long, counted from when it asks, the copy would like to go on being read; 0: no lease is wanted."""
 
-    context: int
-    lease_ms: int = 0
+    context: Natural
+    lease_ms: Natural = 0
 
 
 class ReadReply(msgspec.Struct, array_like=True, frozen=True, tag="read"):
     """`lease_ms`: the length of the lease that is granted."""
 
-    context: int
-    index: int
-    lease_ms: int = 0
+    context: Natural
+    index: Natural
+    lease_ms: Natural = 0
 
 
 class LeaseEnd(msgspec.Struct, array_like=True, frozen=True, tag="unread"):
     """To the leader: this copy answers nothing any more under the leases it has asked for with these
     contexts."""
 
-    first: int
-    last: int
+    first: Natural
+    last: Natural
 
 
 class Barrier(msgspec.Struct, array_like=True, frozen=True, tag="barrier?"):
     """Asks the leader to say when every copy that may answer reads shows the log up to there."""
 
-    index: int
+    index: Natural
 
 
 class BarrierPassed(msgspec.Struct, array_like=True, frozen=True, tag="barrier"):
-    index: int
+    index: Natural
 
 
 class Watch(msgspec.Struct, array_like=True, frozen=True, tag="shows?"):
@@ -108,7 +112,7 @@ class Shows(msgspec.Struct, array_like=True, frozen=True, tag="shows"):
 class OperationRequest(msgspec.Struct, array_like=True, frozen=True, tag="op?"):
     """An operator's word on its way to the leader: `promote` or `failover`, with a node's name."""
 
-    context: int
+    context: Natural
     verb: str
     argument: str
 
@@ -116,7 +120,7 @@ class OperationRequest(msgspec.Struct, array_like=True, frozen=True, tag="op?"):
 class OperationReply(msgspec.Struct, array_like=True, frozen=True, tag="op"):
     """`outcome` is one of "done", "nothing", "unknown", "refused"; `text` says what happened or why not."""
 
-    context: int
+    context: Natural
     outcome: str
     text: str
 
@@ -158,19 +162,19 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     cluster_id: str
     sender: ServerId
     receiver: ServerId
-    wall_ms: int
+    wall_ms: Milliseconds
     """The sender's own clock."""
-    cluster_ms: int
+    cluster_ms: Milliseconds
     """Cluster time: the leader's is the clock itself, the others' their estimate; 0 when unknown."""
     message: Message
-    applied: int = 0
+    applied: Natural = 0
     """Up to which index the sender's copy shows the log."""
 
 
 encode: Callable[[Envelope], bytes] = msgspec.msgpack.Encoder().encode
 
 decode: Callable[[bytes | memoryview], Envelope] = msgspec.msgpack.Decoder(Envelope).decode
-"""Raises msgspec.ValidationError or msgspec.DecodeError on anything but an envelope."""
+"""Raises one of `errors.UNDECODABLE` on anything but an envelope."""
 
 
 __all__ = [

@@ -80,6 +80,8 @@ class Origin:
     """0 while not registered."""
     nonce: bytes = b""
     """Of the registration under way; empty when there is none."""
+    proof: bytes = b""
+    """The nonce of the registration that there is: that it is ours, a new home node believes for this."""
     _waiting: deque[tuple[int, Parcel]] = field(default_factory=deque)
     """(time of arrival, parcel)."""
     _waiting_commands: int = 0
@@ -192,7 +194,7 @@ class Origin:
     def registered(self, nonce: bytes, origin: int) -> None:
         """A registration was applied; only the one that is under way counts."""
         if nonce == self.nonce and not self.id:
-            self.id, self.nonce = origin, b""
+            self.id, self.proof, self.nonce = origin, nonce, b""
             self._next, self._seen = 1, 0
 
     def answered(self, origin: int, first: int, results: list[int]) -> None:

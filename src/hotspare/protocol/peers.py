@@ -45,13 +45,17 @@ class Peers(dict[str, Peer]):
     def is_up(self, server: ServerId) -> bool:
         return any(peer.up and peer.id == server for peer in self.values())
 
-    def heard(self, name: str, envelope: Envelope, wall_ms: int) -> None:
-        """Takes what every message tells of its sender."""
+    def heard(self, name: str, envelope: Envelope, wall_ms: int) -> bool:
+        """Takes what every message tells of its sender. False: the sender is no longer who answers there."""
         peer = self.get(name)
-        if peer is not None and peer.id == envelope.sender:
-            peer.wall_skew_ms = envelope.wall_ms - wall_ms
-            if envelope.applied > peer.applied:
-                peer.applied = envelope.applied
+        if peer is None:
+            return True
+        if peer.id != envelope.sender:
+            return not peer.up
+        peer.wall_skew_ms = envelope.wall_ms - wall_ms
+        if envelope.applied > peer.applied:
+            peer.applied = envelope.applied
+        return True
 
     def introduced(self) -> dict[str, tuple[ServerId, Introduction]]:
         """Those who are up and have said who they are."""

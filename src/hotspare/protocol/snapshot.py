@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from hotspare.errors import UNDECODABLE
 from hotspare.protocol.outbox import Outbox
 from hotspare.raft.messages import ServerId, SnapshotChunk, SnapshotMark, SnapshotReply
 from hotspare.raft.node import Node, Timing
-from hotspare.store import Row, SnapshotReader
+from hotspare.store import EXPIRY_BYTES, MAX_KEY_BYTES, Row, SnapshotReader
+from hotspare.table import COUNTERS_KEY
 
 CHUNK_BYTES = 256 * 1024
 WINDOW_CHUNKS = 8
@@ -33,12 +35,29 @@ def pack_rows(rows: list[Row]) -> bytes:
 
 
 def unpack_rows(data: bytes) -> list[Row] | None:
-    """None when the part was damaged on its way: as good as lost, it will be sent again."""
+    """None when the part was damaged on its way: as good as lost, it will be sent again. And when there is
+    something in it that no store could hold."""
     body = data[_CHECKSUM_BYTES:]
     if zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big") != data[:_CHECKSUM_BYTES]:
         return None
-    rows: list[Row] = _decode(body)
-    return rows
+    try:
+        rows: list[Row] = _decode(body)
+    except UNDECODABLE:
+        return None
+    return rows if all(map(_is_storable, rows)) else None
+
+
+def ends_at(rows: list[Row], index: int) -> bool:
+    """Whether nothing in these rows says that the copy ends elsewhere, and would go on with a wrong entry."""
+    ends = (value for space, key, value in rows if space == "table" and key == COUNTERS_KEY)
+    return all(value[:8] == index.to_bytes(8, "big") for value in ends)
+
+
+def _is_storable(row: Row) -> bool:
+    space, key, value = row
+    if not 0 < len(key) <= MAX_KEY_BYTES:
+        return False
+    return len(value) >= EXPIRY_BYTES if space == "sessions" else space == "table"
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ therefore names the incarnations of its sender and of its receiver.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -16,6 +16,9 @@ ServerId: TypeAlias = str
 """An incarnation: 128 random bits in hexadecimal. The empty string stands for nobody."""
 
 NOBODY: ServerId = ""
+
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+"""Terms, indexes, counts. What exceeds it is refused as it is decoded, so that no sum leaves 64 bits."""
 
 
 class EntryKind(IntEnum):
@@ -28,9 +31,9 @@ class EntryKind(IntEnum):
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    index: int
-    term: int
-    kind: int
+    index: Natural
+    term: Natural
+    kind: Natural
     payload: bytes = b""
 
 
@@ -85,22 +88,22 @@ class Configuration(msgspec.Struct, array_like=True, frozen=True):
 class HardState(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a server must remember to stay honest (the paper, figure 2: persistent state)."""
 
-    term: int = 0
+    term: Natural = 0
     vote: ServerId = NOBODY
 
 
 class SnapshotMark(msgspec.Struct, array_like=True, frozen=True):
     """Where a snapshot ends: the log goes on after `index`, under `configuration`."""
 
-    index: int
-    term: int
+    index: Natural
+    term: Natural
     configuration: Configuration
 
 
 class Message(msgspec.Struct, array_like=True, frozen=True, tag=True):
     sender: ServerId
     receiver: ServerId
-    term: int
+    term: Natural
 
 
 class VoteRequest(Message, frozen=True, tag="vote?"):
@@ -108,8 +111,8 @@ class VoteRequest(Message, frozen=True, tag="vote?"):
     is the one the candidate would take. `transfer` says that the leader itself asked for this election
     (3.10)."""
 
-    last_index: int
-    last_term: int
+    last_index: Natural
+    last_term: Natural
     pre: bool
     transfer: bool = False
 
@@ -122,10 +125,10 @@ class VoteReply(Message, frozen=True, tag="vote"):
 class Append(Message, frozen=True, tag="append"):
     """AppendEntries. Without entries it probes, or tells the commit index."""
 
-    previous_index: int
-    previous_term: int
+    previous_index: Natural
+    previous_term: Natural
     entries: list[Entry]
-    commit: int
+    commit: Natural
 
 
 class AppendReply(Message, frozen=True, tag="appended"):
@@ -133,9 +136,9 @@ class AppendReply(Message, frozen=True, tag="appended"):
     `hint_index`/`hint_term` say where the logs may agree, so that a divergence costs one round a term."""
 
     rejected: bool
-    index: int
-    hint_index: int = 0
-    hint_term: int = 0
+    index: Natural
+    hint_index: Natural = 0
+    hint_term: Natural = 0
 
 
 class Heartbeat(Message, frozen=True, tag="beat"):
@@ -143,12 +146,12 @@ class Heartbeat(Message, frozen=True, tag="beat"):
     that there was no other leader when it began (ReadIndex: the dissertation, 6.4). Round 0 asks for no
     answer: it only tells, between two rounds, that the commit index has moved."""
 
-    commit: int
-    round: int
+    commit: Natural
+    round: Natural
 
 
 class HeartbeatReply(Message, frozen=True, tag="beaten"):
-    round: int
+    round: Natural
 
 
 class TimeoutNow(Message, frozen=True, tag="now"):
@@ -160,8 +163,8 @@ class SnapshotChunk(Message, frozen=True, tag="chunk"):
     random number of this attempt: parts of two attempts never mix."""
 
     mark: SnapshotMark
-    transfer: int
-    sequence: int
+    transfer: Natural
+    sequence: Natural
     last: bool
     data: bytes
 
@@ -170,9 +173,9 @@ class SnapshotReply(Message, frozen=True, tag="chunked"):
     """Wants part `wanted` of that transfer next; `installed` once it has it all, up to `index` (or holds a
     committed log beyond it)."""
 
-    transfer: int
-    index: int
-    wanted: int
+    transfer: Natural
+    index: Natural
+    wanted: Natural
     installed: bool = False
 
 

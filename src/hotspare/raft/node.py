@@ -272,6 +272,11 @@ class Node:
         return self._transfer_to
 
     @property
+    def round(self) -> int:
+        """The last heartbeat round that this leader has begun."""
+        return self._round
+
+    @property
     def confirmed_ms(self) -> int:
         """When the last heartbeat round that a majority answered began (at first: the campaign it won). There
         was no other leader then. `NEVER_MS` on all but a leader."""

@@ -14,7 +14,7 @@ from zlib import crc32
 
 import msgspec
 
-from hotspare.errors import StoreCorrupt, StoreForeign
+from hotspare.errors import UNDECODABLE, StoreCorrupt, StoreForeign, fault_of
 from hotspare.raft.messages import Configuration, Entry, HardState, ServerId, SnapshotMark
 from hotspare.store import Space, Transaction
 
@@ -174,8 +174,8 @@ def _unseal(key: bytes, sealed: bytes, kind: type[Value], what: str) -> Value:
         raise _corrupt(f"{what} does not match its checksum")
     try:
         value: Value = _decoders[kind].decode(body)
-    except (msgspec.DecodeError, msgspec.ValidationError) as exc:
-        raise _corrupt(f"{what} cannot be decoded ({exc})") from exc
+    except UNDECODABLE as exc:
+        raise _corrupt(f"{what} cannot be decoded ({fault_of(exc)})") from None
     return value
 
 
