@@ -248,4 +248,4 @@ def test_an_unknown_row_is_refused_with_the_names_there_are(capsys):
         main(["--only", "gte"])
 
     assert exit.value.code == 2
-    assert "no row gte; there are get, bulk," in capsys.readouterr().err
+    assert "no row gte; there are get, attached, bulk," in capsys.readouterr().err
