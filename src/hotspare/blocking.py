@@ -17,9 +17,8 @@ from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
-from hotspare.cluster.attached import AttachedEngine
 from hotspare.engine import Ack, Engine, Read
 from hotspare.errors import ForkedProcess, NotReady
 from hotspare.events import Event
@@ -33,6 +32,9 @@ from hotspare.replicator import (
 )
 from hotspare.session import Session, check_id, decode_record
 from hotspare.settings import Settings
+
+if TYPE_CHECKING:
+    from hotspare.cluster.attached import AttachedEngine
 
 T = TypeVar("T")
 
@@ -65,7 +67,7 @@ class SessionReplicator:
         self._pid = 0
         """The process in which the portal was made."""
         engine = self._async.engine
-        self._attached = engine if isinstance(engine, AttachedEngine) else None
+        self._attached = _attached(engine) if self.settings.attach is not None else None
         self._read_local = engine.read_local
         self._has_copy = engine.has_copy
         self._keyring = self._async.keyring
@@ -366,6 +368,12 @@ async def _end_others() -> None:
         _, late = await asyncio.wait(others, timeout=LAST_TASKS_SECONDS)
         for task in late:
             task.cancel()
+
+
+def _attached(engine: Engine) -> AttachedEngine | None:
+    from hotspare.cluster.attached import AttachedEngine  # takes half as long as all of the rest
+
+    return engine if isinstance(engine, AttachedEngine) else None
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

@@ -230,6 +230,8 @@ def test_a_forked_child_and_its_parent_both_read_on(tmp_path):
         def read() -> None:
             for _ in range(100):
                 assert data(reader.get(b"a")) == b"a"
+            assert reader._opened is not None
+            assert str(os.getpid()) in reader._opened.environment.readers(), "a place of its own"
             with reading(tmp_path) as another:
                 assert data(another.get(b"a")) == b"a"
 
