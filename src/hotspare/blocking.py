@@ -371,7 +371,7 @@ async def _end_others() -> None:
 
 
 def _attached(engine: Engine) -> AttachedEngine | None:
-    from hotspare.cluster.attached import AttachedEngine  # takes half as long as all of the rest
+    from hotspare.cluster.attached import AttachedEngine  # which brings the client, and LMDB
 
     return engine if isinstance(engine, AttachedEngine) else None
 

@@ -16,7 +16,7 @@ import pytest
 from hotspare import AsyncSessionReplicator, SessionReplicator, Settings
 from hotspare.cluster import attached, clocks
 from hotspare.cluster.attached import AttachedCopy, AttachedEngine, Place
-from hotspare.cluster.lease import LeasePage, Limits
+from hotspare.cluster.lease import NOTHING_KNOWN, LeasePage, LeaseView, Limits
 from hotspare.cluster.node import ClusterNode
 from hotspare.errors import ConfigError, NotReady, Refused, StaleRead, Unavailable
 from hotspare.session import data_checksum, pack_record
@@ -27,6 +27,7 @@ from hotspare.table import COUNTERS_KEY
 from tests.unit.clusters import free_addresses
 
 MINUTE_MS = 60_000
+ANOTHER = "0123456789abcdef" * 2
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_a_copy_of_another_host_is_refused(tmp_path: Path):
     place = Place(tmp_path, "0123", 1000)
     with pytest.raises(Refused, match="this very host"):
         copy.attach(place)
-    LeasePage.open(tmp_path, current_boot_id())
+    LeasePage.open(tmp_path, ANOTHER, current_boot_id())
     with pytest.raises(Refused, match="this very host"):
         copy.attach(place)
     with pytest.raises(NotReady):
@@ -96,7 +97,7 @@ def test_a_copy_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pyt
 
 def test_the_copy_of_a_daemon_in_this_very_process_is_refused(tmp_path: Path):
     store = LmdbStore.open(tmp_path, durable=False, map_size_bytes=1 << 24)
-    page = LeasePage.open(tmp_path, current_boot_id())
+    page = LeasePage.open(tmp_path, store.id, current_boot_id())
     with pytest.raises(Refused, match="this very process"):
         AttachedCopy(500).attach(Place(tmp_path, page.id, 1000))
     store.close()
@@ -107,7 +108,7 @@ async def test_a_daemon_that_is_started_again_does_not_cut_its_lease_short(tmp_p
 
     async def run() -> None:
         store = LmdbStore.open(tmp_path, durable=False, map_size_bytes=1 << 24)
-        page = LeasePage.open(tmp_path, current_boot_id())
+        page = LeasePage.open(tmp_path, store.id, current_boot_id())
         node = ClusterNode(Settings(node=address, max_staleness_ms=60_000), store, page)
         await node.start()
         if node.replica.node is None:
@@ -177,7 +178,7 @@ def lay_copy(
     txn.sessions[b"s1"] = pack_record(1 << 16, expires_at_ms, 0, checksum, data)
     txn.commit()
     store.close()
-    page = LeasePage.open(directory, current_boot_id())
+    page = LeasePage.open(directory, store.id, current_boot_id())
     limits = {"fresh_until_ms": clocks.boot_ms() + MINUTE_MS, "offset_ms": 0, "floor_ms": 0} | lease
     page.write(f"server {applied}", Limits(**limits), clocks.boot_ms())
     return Place(page.directory, page.id, 1000)
@@ -292,3 +293,21 @@ def test_a_page_and_an_environment_that_do_not_belong_together_are_not_read(tmp_
         copy.attach(place)
     with pytest.raises(NotReady):
         read(copy)
+
+
+def test_an_environment_that_was_thrown_away_without_its_page_is_not_read_under_the_lease_of_another(
+    tmp_path, copy
+):
+    """The page that is left speaks of an environment that is gone, and no node goes on with it."""
+    directory = tmp_path / "copy"
+    copy.attach(lay_copy(directory, applied=10))
+    for name in ("data.mdb", "lock.mdb"):
+        (directory / name).unlink()
+    store = LmdbStore.open(directory, durable=False, map_size_bytes=1 << 24)
+    store.close()
+    left = LeaseView(directory, current_boot_id())
+    with pytest.raises(Refused, match="being replaced"):
+        AttachedCopy().attach(Place(directory, left.id, 1000))
+    assert read(copy) == 10, "what is open is what it was"
+    page = LeasePage.open(directory, store.id, current_boot_id())
+    assert (page.id, page.limits) == (store.id, NOTHING_KNOWN)

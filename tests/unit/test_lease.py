@@ -19,6 +19,7 @@ from hotspare.cluster.lease import (
 from hotspare.protocol.clock import UNKNOWN_OFFSET_MS
 
 BOOT = "this boot"
+ENVIRONMENT, ANOTHER = "0123456789abcdef" * 2, "fedcba9876543210" * 2
 FIRST = Limits(5_000, 100_000, 101_000)
 SECOND = Limits(6_000, 100_001, 102_000)
 
@@ -28,8 +29,8 @@ def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clocks, "boot_ms", lambda: 1_000)
 
 
-def a_page(directory: Path, boot_id: str = BOOT) -> LeasePage:
-    return LeasePage.open(directory, boot_id)
+def a_page(directory: Path, boot_id: str = BOOT, environment: str = ENVIRONMENT) -> LeasePage:
+    return LeasePage.open(directory, environment, boot_id)
 
 
 def test_a_reader_sees_what_the_node_wrote_last(tmp_path):
@@ -153,9 +154,19 @@ def test_a_page_that_was_replaced_says_so(tmp_path):
     assert view.is_in_place
     (tmp_path / FILE).unlink()
     assert not view.is_in_place
-    another = a_page(tmp_path)
+    a_page(tmp_path)
     assert not view.is_in_place
-    assert another.id != view.id
+
+
+def test_the_page_of_another_environment_is_replaced(tmp_path):
+    page = a_page(tmp_path)
+    page.write("a server", FIRST, 1_000)
+    view = LeaseView(tmp_path, BOOT)
+    assert view.id == ENVIRONMENT
+    another = a_page(tmp_path, environment=ANOTHER)
+    assert another.limits == NOTHING_KNOWN
+    assert not view.is_in_place
+    assert LeaseView(tmp_path, BOOT).id == ANOTHER
 
 
 def test_what_is_no_page_is_refused_to_readers_and_replaced_by_the_node(tmp_path):

@@ -107,7 +107,7 @@ def new_node(settings: Settings, store: LmdbStore) -> ClusterNode:
     """A node whose copy other processes of this host can read. Raises ConfigError or StoreError."""
     group = _group(settings.attach_group)
     try:
-        page = LeasePage.open(store.path, current_boot_id())
+        page = LeasePage.open(store.path, store.id, current_boot_id())
     except OSError as exc:
         raise StoreError(str(store.path), exc.strerror or str(exc)) from exc
     share(store.path, group)

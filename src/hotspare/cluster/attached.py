@@ -78,8 +78,8 @@ class Place(NamedTuple):
     """Where a daemon says that its copy lies."""
 
     directory: Path
-    page: str
-    """The id of the lease page there: of the daemon's host, and no other, is there a page with this id."""
+    environment: str
+    """Its id: nowhere but on the daemon's host is there one with this id."""
     max_staleness_ms: int
 
 
@@ -127,7 +127,7 @@ class AttachedCopy:
         with self._lock:
             if not self.shows(place):
                 self._max_staleness_ms = place.max_staleness_ms
-                self._exchange(place.directory, place.page)
+                self._exchange(place.directory, place.environment)
 
     def detach(self, why: str = NOT_ATTACHED) -> None:
         """From now on there is nothing to read, and `why`, until it is attached anew."""
@@ -138,7 +138,7 @@ class AttachedCopy:
     def shows(self, place: Place) -> bool:
         """Whether what is read here is what lies there."""
         view = self._view
-        return view is not None and view.page.id == place.page
+        return view is not None and view.page.id == place.environment
 
     # --- reading ----------------------------------------------------------------------------------------
 
@@ -213,9 +213,9 @@ class AttachedCopy:
                         self._exchange(directory, None)
             return self._view is not view
 
-    def _exchange(self, directory: Path, page_id: str | None) -> None:
+    def _exchange(self, directory: Path, environment_id: str | None) -> None:
         """Raises Refused where there is no other one, or NotReady; then there is none at all."""
-        view = _open_view(directory, page_id)
+        view = _open_view(directory, environment_id)
         self._directory = directory
         self._leave("its node's copy was replaced")
         try:
@@ -247,11 +247,11 @@ class AttachedCopy:
         self._lock = threading.Lock()
 
 
-def _open_view(directory: Path, page_id: str | None) -> _View:
+def _open_view(directory: Path, environment_id: str | None) -> _View:
     """Raises Refused."""
     try:
         page = LeaseView(directory, current_boot_id())
-        if page_id not in (None, page.id):
+        if environment_id not in (None, page.id):
             raise ValueError("it is that of another daemon")
         durable = is_durable(directory)
         reader = open_reader(directory)
@@ -266,10 +266,9 @@ def _open_view(directory: Path, page_id: str | None) -> _View:
         raise Refused("attach", reason) from exc
     except StoreError as exc:
         raise Refused("attach", f"the copy in {directory} cannot be opened: {exc.reason}") from exc
-    if page.is_in_place:
+    if page.id == reader.id:
         return _View(page, reader, durable)
-    # Replaced this very moment: the page and the environment need not belong together.
-    reader.close()
+    reader.close()  # the one was opened before a replacement, and the other after it
     raise Refused("attach", f"the copy in {directory} is being replaced")
 
 
@@ -511,7 +510,7 @@ class AttachedEngine:
 async def _place(remote: RemoteEngine, timeout_ms: int) -> Place:
     answer = await remote.call("attach", timeout_ms)
     try:
-        return Place(Path(answer["directory"]), str(answer["page"]), int(answer["max_staleness_ms"]))
+        return Place(Path(answer["directory"]), str(answer["environment"]), int(answer["max_staleness_ms"]))
     except (LookupError, TypeError, ValueError) as exc:
         raise ProtocolError(f"its answer to attach does not fit ({exc})", "where its copy lies") from exc
 

@@ -12,7 +12,8 @@ value before; and neither needs a lock, nor relies on the order in which a proce
 It also names the server: a node that is started again with its state goes on where it ended (what it has is
 what it had, so its lease lasts until its end, and cluster time does not go back), another server begins anew.
 So nobody may empty an environment under a lease that lasts: readers would take what is missing for absent.
-Whoever wants to be rid of one throws the files away, the page first.
+Whoever wants to be rid of one throws the files away. The page names the environment that it speaks of, and is
+no word about any other.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import os
 import struct
 from hashlib import blake2b
 from pathlib import Path
-from secrets import token_bytes
 from typing import Final, NamedTuple, Self
 from zlib import crc32
 
@@ -100,16 +100,19 @@ class LeasePage:
         """What it says now."""
 
     @classmethod
-    def open(cls, directory: Path, boot_id: str) -> Self:
-        """Goes on with the page in this directory, or makes one. `boot_id` is that of this boot.
+    def open(cls, directory: Path, environment_id: str, boot_id: str) -> Self:
+        """Goes on with the page of this environment, or makes one. `boot_id` is that of this boot.
 
         Of the node that has the directory for itself. Raises OSError.
         """
         directory = directory.resolve()
         try:
             mapping, _ = _map(directory / FILE, writable=True)
+            is_to_be_made = _id_of(mapping) != environment_id
         except (FileNotFoundError, ValueError):
-            _create(directory)
+            is_to_be_made = True
+        if is_to_be_made:
+            _create(directory, environment_id)
             mapping, _ = _map(directory / FILE, writable=True)
         return cls(directory, mapping, boot_id)
 
@@ -181,13 +184,13 @@ class LeaseView:
         return limits._replace(floor_ms=max(limits.floor_ms, before.cluster_ms(clocks.boot_ms())))
 
 
-def _create(directory: Path) -> None:
+def _create(directory: Path, environment_id: str) -> None:
     """Under its name only when it is complete."""
     new = directory / f"{FILE}.new"
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:
-        file.write(_HEADER.pack(_MAGIC, token_bytes(_ID_BYTES)) + bytes(2 * _SLOT_BYTES))
+        file.write(_HEADER.pack(_MAGIC, bytes.fromhex(environment_id)) + bytes(2 * _SLOT_BYTES))
     new.replace(directory / FILE)
 
 
@@ -210,7 +213,7 @@ def _inode(found: os.stat_result) -> tuple[int, int]:
 
 
 def _id_of(mapping: mmap.mmap) -> str:
-    """Of the page, and so of the environment beside it: they are made, and thrown away, together."""
+    """Of the environment that it speaks of: there may be another one beside it by now."""
     id: bytes = _HEADER.unpack(mapping[: _HEADER.size])[1]
     return id.hex()
 

@@ -500,7 +500,7 @@ class ClusterNode:
             raise Refused("attach", reason)
         return {
             "directory": str(self._page.directory),
-            "page": self._page.id,
+            "environment": self._page.id,
             "max_staleness_ms": self.settings.max_staleness_ms,
         }
 

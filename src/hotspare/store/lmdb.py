@@ -5,8 +5,8 @@ In a directory of its own:
 * `data.mdb`, `lock.mdb`: the environment. Its named databases are `node`, `log`, and two *generations* of
   `table`, `sessions` and `expiry`, with `.0` and `.1` after their names. The row `generation` of the database
   `store` says which one is in use; the other is the staging area of an arriving snapshot, so that installing
-  a million sessions means to change one row. `expiry` has a key for each session: expires_at_ms (8 bytes,
-  big-endian), then the id.
+  a million sessions means to change one row. Its row `id` tells this environment from all others. `expiry`
+  has a key for each session: expires_at_ms (8 bytes, big-endian), then the id.
 * `hotspare.json`: the format, the mode, and the boot under which this was written.
 * `owner.lock`: locked by the one process that writes.
 * `lease`: the node's word on how fresh this is, for readers in other processes; see `hotspare.cluster.lease`.
@@ -27,6 +27,7 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import stat
 import subprocess
 import tempfile
@@ -57,6 +58,8 @@ _DATA: Final = "data.mdb"
 _LOCK: Final = "lock.mdb"
 _LEASE: Final = "lease"
 GENERATION_KEY: Final = b"generation"
+ID_KEY: Final = b"id"
+_ID_BYTES: Final = 16
 
 _READER_CHECK_TRANSACTIONS: Final = 1024
 """So often we look for readers that died in mid-read: what they were reading could never be reused."""
@@ -131,6 +134,13 @@ class LmdbStore:
         self._generations = [_open_generation(environment, number) for number in (0, 1)]
         with environment.begin(self._store) as txn:
             number = int(txn.get(GENERATION_KEY, b"0"))
+            id = txn.get(ID_KEY)
+        if id is None:
+            id = secrets.token_bytes(_ID_BYTES)
+            with environment.begin(self._store, write=True) as txn:
+                txn.put(ID_KEY, id)
+        self.id = id.hex()
+        """Of this environment: another one under the same path has another."""
         self._current = self._generations[number]
         self._staging_is_stale = True
         # Nothing expires before. Known to the writing thread; others may see one that is too low.

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import lmdb
 
 from hotspare.errors import StoreError, StoreInUse
-from hotspare.store.lmdb import GENERATION_KEY, MAX_DATABASES
+from hotspare.store.lmdb import GENERATION_KEY, ID_KEY, MAX_DATABASES
 
 Inode = tuple[int, int]
 """Which file: device and number."""
@@ -37,6 +37,7 @@ GONE = "the copy that was read there is gone"
 
 
 class _Opened(NamedTuple):
+    id: str
     environment: lmdb.Environment
     store: lmdb._Database
     sessions: tuple[lmdb._Database, lmdb._Database]
@@ -47,22 +48,23 @@ class _Opened(NamedTuple):
 class LmdbReader:
     """See the module's docstring. Any thread. Made by `open_reader`, closed by whoever asked for it."""
 
-    def __init__(self, path: Path, inode: Inode) -> None:
+    def __init__(self, path: Path, inode: Inode, opened: _Opened) -> None:
         self.path = path
         self.inode = inode
-        self._opened: _Opened | None = None
+        self.id = opened.id
+        """Of the environment, as `LmdbStore.id`."""
+        self._opened: _Opened | None = opened
         self._users = 0
 
     def get(self, id: bytes, /) -> bytes | None:
         """The record of a session, committed. Raises StoreError."""
         while True:
             opened = self._opened or self._open()
-            environment, store, sessions, _, _ = opened
             try:
-                txn = environment.begin(store)
+                txn = opened.environment.begin(opened.store)
                 try:
                     # Which generation counts is part of the same view: no snapshot can come between.
-                    return txn.get(id, None, sessions[txn.get(GENERATION_KEY) == b"1"])
+                    return txn.get(id, None, opened.sessions[txn.get(GENERATION_KEY) == b"1"])
                 finally:
                     txn.abort()
             except lmdb.Error as exc:
@@ -92,7 +94,11 @@ class LmdbReader:
             if self._opened is None:
                 if not self._users or _inode_of(self.path) != self.inode:
                     raise StoreError(str(self.path), GONE)
-                self._opened = _open(self.path)
+                opened = _open(self.path)
+                if opened.id != self.id:
+                    opened.environment.close()
+                    raise StoreError(str(self.path), GONE)
+                self._opened = opened
             return self._opened
 
     def _recover(self, opened: _Opened, exc: lmdb.Error) -> None:
@@ -125,9 +131,7 @@ def open_reader(path: Path) -> LmdbReader:
         inode = _inode_of(path)
         reader = _readers.get(inode)
         if reader is None:
-            reader = LmdbReader(path, inode)
-            reader._opened = _open(path)
-            _readers[inode] = reader
+            reader = _readers[inode] = LmdbReader(path, inode, _open(path))
         reader._users += 1
         return reader
 
@@ -153,10 +157,15 @@ def _open(path: Path) -> _Opened:
                 name: environment.open_db(name.encode(), create=False)
                 for name in ("store", "sessions.0", "sessions.1", "table.0", "table.1", "node")
             }
+            with environment.begin(databases["store"]) as txn:
+                id = txn.get(ID_KEY)
+            if id is None:
+                raise StoreError(str(path), "its node has not written down yet which one it is")
         except BaseException:
             environment.close()
             raise
     return _Opened(
+        id.hex(),
         environment,
         databases["store"],
         (databases["sessions.0"], databases["sessions.1"]),
