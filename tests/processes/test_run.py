@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from hotspare import Settings
+from hotspare.cluster.security import Security
 from hotspare.errors import HotspareError
 from tests.processes.daemons import Daemon, Daemons, eventually, free_addresses
 
@@ -128,6 +130,24 @@ async def test_a_command_that_does_not_exist_is_said_and_the_node_leaves(daemons
     await found(agent)
     assert await agent.ended() == 2
     assert "no-such-program cannot be started" in agent.last_words()
+
+
+@pytest.mark.parametrize("how", ["as an option", "in a settings file"])
+async def test_the_command_gets_the_key_that_the_node_was_given(daemons: Daemons, how: str) -> None:
+    key_file = daemons.directory / "cluster.key"
+    key_file.write_text("a key of thirty-two bytes, or more\n")
+    key_file.chmod(0o600)
+    settings_file = daemons.directory / "settings.toml"
+    settings_file.write_text(f'[session_replication]\ncluster_key_file = "{key_file}"\n')
+    given = {"as an option": ("--cluster-key-file", "cluster.key")}
+    options = given.get(how, ("--config", "settings.toml"))
+    agent = add_agent(daemons, sys.executable, "-c", ATTACHING, options=options)
+    daemons.security = Security.load(Settings(cluster_key_file=str(key_file)))
+    agent.security = daemons.security
+    agent.start()
+    await found(agent)
+    assert await agent.ended() == 0, agent.last_words()
+    assert await agent.said("read") == "read {'n': 1}"
 
 
 async def test_as_the_primary_it_hands_over_when_the_command_ends(daemons: Daemons) -> None:

@@ -307,7 +307,7 @@ def test_an_environment_that_was_thrown_away_without_its_page_is_not_read_under_
     store.close()
     left = LeaseView(directory, current_boot_id())
     with pytest.raises(Refused, match="being replaced"):
-        AttachedCopy().attach(Place(directory, left.id, 1000))
+        AttachedCopy(500).attach(Place(directory, left.id, 1000))
     assert read(copy) == 10, "what is open is what it was"
     page = LeasePage.open(directory, store.id, current_boot_id())
     assert (page.id, page.limits) == (store.id, NOTHING_KNOWN)

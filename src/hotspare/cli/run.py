@@ -14,12 +14,14 @@ import signal
 import threading
 from argparse import Namespace
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from hotspare.cli.arguments import security
 from hotspare.cli.serve import load_settings, log_to_stderr, new_loop, new_node, open_store
 from hotspare.cluster.node import ClusterNode
 from hotspare.errors import Refused, Unavailable
-from hotspare.settings import Address, Settings
+from hotspare.settings import FILE_VARIABLE, Address, Settings
 from hotspare.store.lmdb import LmdbStore
 
 __all__ = ["run"]
@@ -62,7 +64,7 @@ async def _run(settings: Settings, store: LmdbStore, options: Namespace) -> int:
         await _first_of(ready, command.ended, node.failed)
         if not (command.ended.done() or node.failed.done()):
             ready.result()
-            command.start(str(_here(node.listening)))
+            command.start(_environment(options, _here(node.listening)))
             await _first_of(command.ended, node.failed)
         if node.failed.done():
             await command.end()
@@ -87,6 +89,14 @@ async def _until_ready(node: ClusterNode, timeout_ms: int | None) -> None:
         raise Unavailable(f"{node.name} was not ready within {timeout_ms} ms") from None
 
 
+def _environment(options: Namespace, attach: Address) -> dict[str, str]:
+    """Ours, and what the command needs to attach as we were told to run: it may have been said in options."""
+    files = {f"HOTSPARE_{key.upper()}": path for key, path in security(options).items()}
+    files[FILE_VARIABLE] = options.config
+    given = {name: str(Path(path).resolve()) for name, path in files.items() if path is not None}
+    return os.environ | given | {ATTACH_VARIABLE: str(attach)}
+
+
 def _here(address: Address) -> Address:
     """The address from this host, of a node that may listen on all of them."""
     loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -105,9 +115,8 @@ class _Command:
         for each in PASSED_ON:
             self._loop.add_signal_handler(each, self._pass_on, each)
 
-    def start(self, attach: str) -> None:
+    def start(self, environment: dict[str, str]) -> None:
         """Raises Refused if there is no such program."""
-        environment = os.environ | {ATTACH_VARIABLE: attach}
         try:
             # Python ignores these two, and what is ignored stays ignored in a new program.
             ignored = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -115,7 +124,7 @@ class _Command:
         except OSError as exc:
             raise Refused("run", f"{self._argv[0]} cannot be started ({exc.strerror})") from exc
         threading.Thread(target=self._bury, args=(self._pid,), name="children", daemon=True).start()
-        logger.info("%s runs as process %d, attached to %s", self._argv[0], self._pid, attach)
+        logger.info("%s runs as process %d", self._argv[0], self._pid)
 
     async def end(self) -> None:
         """Its node is gone: it shall go, too."""
