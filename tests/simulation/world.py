@@ -105,7 +105,7 @@ class Scenario:
                 "timing": Timing(*random.choice([(100, 500), (100, 500), (200, 1000), (50, 300)])),
                 "max_staleness_ms": MAX_STALENESS_MS,
                 "cleanup_interval_ms": random.choice([200, 2000]),
-                "max_memory_bytes": random.choice([1 << 30, 1 << 30, 1 << 30, 1200]),
+                "max_memory_bytes": random.choice([1 << 30, 1 << 30, 1200, 600]),
                 "log_keep_bytes": random.choice([1 << 20, 3000, 800]),
             },
         )
