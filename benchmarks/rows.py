@@ -27,6 +27,7 @@ from benchmarks.clusters import (
 from benchmarks.redis_peer import Items
 from benchmarks.runner import Better, Row, Run, Sample, Sides, Target
 from benchmarks.sessions import TTL_MS, decode, encode
+from hotspare.engine import Ack
 
 MICROSECONDS = 1e6
 MILLISECONDS = 1e3
@@ -47,6 +48,7 @@ REDIS_PIPELINES = "redis-py pipelines of 100"
 REDIS_HAND_PACKED = "hand-packed RESP"
 REDIS_WRITERS = "redis.asyncio, SET + WAIT in one request"
 REDIS_WRITERS_TWICE = "redis.asyncio, SET, then WAIT"
+FOR_A_QUORUM = 'the same with ack="quorum"'
 REDIS_SINGLE = "redis-py SET, then WAIT 1"
 IN_THE_CLEAR = "the same without TLS and key"
 
@@ -131,12 +133,20 @@ def _single_store_on_node(run: Run, resources: ExitStack) -> Sample:
     return _single_stores_into(blocking_node(InProcessCluster(resources), resources), run)
 
 
-def _single_stores_into(node: Any, run: Run) -> Sample:
+def _single_stores_into(node: Any, run: Run, ack: Ack = "quorum") -> Sample:
     def sample() -> float:
         items = dict(run.items(run.scale.single_stores))
-        return _median_time(lambda id: node.store_session(id, items[id], TTL_MS), list(items))
+        return _median_time(lambda id: node.store_session(id, items[id], TTL_MS, ack=ack), list(items))
 
     return sample
+
+
+def _single_store_for_all(run: Run, resources: ExitStack) -> Sample:
+    return _single_stores_into(blocking_node(InProcessCluster(resources), resources), run, "all")
+
+
+def _single_store_for_a_quorum(run: Run, resources: ExitStack) -> Sides:
+    return {FOR_A_QUORUM: _single_store_on_node(run, resources)}
 
 
 def _single_store_on_peer(run: Run, resources: ExitStack) -> Sides:
@@ -435,6 +445,15 @@ ROWS = (
         targets=(Target(IN_THE_CLEAR),),
         hotspare=_single_store_under_tls,
         peers=_single_store_in_the_clear,
+    ),
+    Row(
+        name="ack-all",
+        title='a single store with ack="all", p50',
+        unit="µs",
+        better=Better.LOWER,
+        targets=(Target(FOR_A_QUORUM, floor=1 / 3, aim=2 / 3),),
+        hotspare=_single_store_for_all,
+        peers=_single_store_for_a_quorum,
     ),
     Row(
         name="lag",

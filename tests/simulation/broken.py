@@ -459,7 +459,7 @@ def the_dead_are_taken_to_have_no_readers() -> AbstractContextManager[object]:
     return patch.object(Replica, "peer_down", forgetting)
 
 
-@bug(within=20, scenario=directed.leases_of_the_dead)
+@bug(within=20, scenario=directed.leases_of_the_leaving)
 def who_said_goodbye_answers_on() -> AbstractContextManager[object]:
     return changed(Freshness, "close", "self.lease_end_ms = NEVER", "pass")
 

@@ -336,7 +336,7 @@ def leases_of_the_dead(seed: int) -> Scenario:
     by others on their hosts."""
     scenario, random = _base(seed, nodes=5)
     _for_all(scenario)
-    scenario.is_volatile = seed % 2 == 1
+    scenario.is_volatile = False
 
     def strike(world: World) -> None:
         primary, choose = world.victim(PRIMARY), world.random.choice
@@ -348,6 +348,22 @@ def leases_of_the_dead(seed: int) -> Scenario:
             world.crash(victim, keep_state=choose([True, True, False]), down_ms=down_ms)
 
     scenario.faults = _every(random, 600, "an end", strike, begin_ms=700)
+    return scenario
+
+
+def leases_of_the_leaving(seed: int) -> Scenario:
+    """Secondaries whose state ends with them stop in good order."""
+    scenario, random = _base(seed, nodes=5)
+    _for_all(scenario)
+    scenario.is_volatile = True
+    scenario.workload.pause_ms = 10
+
+    def strike(world: World) -> None:
+        primary = world.victim(PRIMARY)
+        victim = world.random.choice([node for node in world.nodes if node is not primary])
+        world.stop(victim, down_ms=world.random.choice([0, 100]))
+
+    scenario.faults = _every(random, 400, "a departure", strike, begin_ms=700)
     return scenario
 
 
@@ -406,6 +422,7 @@ ALL: tuple[Directed, ...] = (
     leases_cut_off,
     leases_of_the_deposed,
     leases_of_the_dead,
+    leases_of_the_leaving,
     leases_of_learners,
     leases_on_slow_disks,
 )

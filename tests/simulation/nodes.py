@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 
+LAST_WORDS_MS = 20
+"""From a process's goodbye to its end."""
+
+
 class Home(Protocol):
     """Where the outcomes of an origin go: a client here, or the connection of a remote one."""
 
@@ -115,6 +119,8 @@ class SimulatedNode:
         self.life = 0
         """Counts the processes that have run here."""
         self.is_paused = False
+        self.is_stopping = False
+        """It will end in a moment, and its state with it."""
         self.local_clients: list[Resident] = []
         self._world = world
         self._scheduler = world.scheduler
@@ -197,7 +203,7 @@ class SimulatedNode:
         replica.stop()
         self._last_raft = replica.node
         self.replica = self._work = None
-        self.is_paused = False
+        self.is_paused = self.is_stopping = False
         self._inbox.clear()
         self._reset_shell()
         for timer in (self._turn_timer, self._tick_timer):
@@ -211,13 +217,20 @@ class SimulatedNode:
         self._world.process_died(self, replica.id)
 
     def stop(self) -> None:
-        """Ends the process in good order. Nobody reads a volatile copy after that: it says so before."""
+        """Ends the process in good order. Nobody is to read a volatile copy after it said so."""
         self._world.trace(self.name, "stops")
-        if self.is_volatile:
-            self._replica.give_up_lease(self.now)
-            self._note_lease()
-            self._send_out()
-        self.crash(keep_state=not self.is_volatile)
+        if not self.is_volatile:
+            self.crash(keep_state=True)
+            return
+        self.is_stopping = True
+        self._replica.give_up_lease(self.now)
+        self._schedule_turn()
+        life = self.life
+        self._scheduler.after(LAST_WORDS_MS, lambda: self._end(life))
+
+    def _end(self, life: int) -> None:
+        if self.life == life:
+            self.crash(keep_state=False)
 
     def crash_at_next_commit(self) -> None:
         self.store.is_doomed = self.is_up and not self.is_volatile

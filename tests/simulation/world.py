@@ -37,7 +37,7 @@ from tests.simulation.clocks import EPOCH_MS, NodeClock
 from tests.simulation.faults import PRIMARY, Fault, draw_plan
 from tests.simulation.history import Operation, Verb, Verdict
 from tests.simulation.network import Conditions, Network
-from tests.simulation.nodes import SimulatedNode, Storage
+from tests.simulation.nodes import LAST_WORDS_MS, SimulatedNode, Storage
 from tests.simulation.scheduler import Scheduler, Trace
 
 MAX_STALENESS_MS = 1000
@@ -105,7 +105,7 @@ class Scenario:
                 "timing": Timing(*random.choice([(100, 500), (100, 500), (200, 1000), (50, 300)])),
                 "max_staleness_ms": MAX_STALENESS_MS,
                 "cleanup_interval_ms": random.choice([200, 2000]),
-                "max_memory_bytes": random.choice([1 << 30, 1 << 30, 1 << 30, 1200]),
+                "max_memory_bytes": random.choice([1 << 30, 1 << 30, 1200, 600]),
                 "log_keep_bytes": random.choice([1 << 20, 3000, 800]),
             },
         )
@@ -356,11 +356,11 @@ class World:
         self.scheduler.after(down_ms, node.start)
 
     def stop(self, node: SimulatedNode, *, down_ms: int) -> None:
-        if not node.is_up or node.is_paused or self.is_healed:
+        if not node.is_up or node.is_paused or node.is_stopping or self.is_healed:
             return
         if not node.is_volatile or self._may_lose(node):
             node.stop()
-            self.scheduler.after(down_ms, node.start)
+            self.scheduler.after(LAST_WORDS_MS + down_ms, node.start)
 
     def restart_soon(self, node: SimulatedNode) -> None:
         self.scheduler.after(self.random.choice([0, 5, 500]), node.start)
@@ -384,6 +384,7 @@ class World:
                 node
                 for node in self.nodes
                 if node is not victim
+                and not node.is_stopping
                 and node.stored_identity.incarnation in voters
                 and node.stored_identity.cluster_id == configuration.cluster_id
             ]

@@ -18,6 +18,7 @@ T_MS = 50_000
 CLUSTER_MS = 1_800_000_000_000
 LIMIT_MS = 1000
 SKEW_MS = 500
+SERVER = "a server"
 
 
 class Clock:
@@ -82,7 +83,7 @@ def told() -> ClusterClock:
 
 def test_the_lease_is_checked_after_the_record_was_read(reads: LocalReads, clock: Clock, store: HoldingUp):
     """A reader may be held up for any time in between: what it holds then is not to be answered."""
-    reads.publish(T_MS + 10, told(), T_MS, "s")
+    reads.publish(T_MS + 10, told(), T_MS, SERVER)
     assert reads.read(b"s1") is not None
 
     def be_held_up() -> None:
@@ -101,11 +102,11 @@ def test_a_renewal_meanwhile_does_not_save_a_reader_that_was_held_up(
     reads: LocalReads, clock: Clock, store: HoldingUp
 ):
     """It may have looked the record up before what the renewed lease promises was applied."""
-    reads.publish(T_MS + 10, told(), T_MS, "s")
+    reads.publish(T_MS + 10, told(), T_MS, SERVER)
 
     def be_held_up() -> None:
         clock.now_ms = T_MS + 11.0
-        reads.publish(T_MS + LIMIT_MS, told(), T_MS + 11, "s")
+        reads.publish(T_MS + LIMIT_MS, told(), T_MS + 11, SERVER)
 
     store.meanwhile = be_held_up
 
@@ -114,7 +115,7 @@ def test_a_renewal_meanwhile_does_not_save_a_reader_that_was_held_up(
 
 
 def test_the_last_moment_of_a_lease_belongs_to_it(reads: LocalReads, clock: Clock):
-    reads.publish(T_MS + 10, told(), T_MS, "s")
+    reads.publish(T_MS + 10, told(), T_MS, SERVER)
 
     clock.now_ms = T_MS + 10.0
     assert reads.read(b"s1") is not None
@@ -129,7 +130,7 @@ def test_the_last_moment_of_a_lease_belongs_to_it(reads: LocalReads, clock: Cloc
 def test_an_error_never_tells_an_age_that_would_have_been_allowed(
     reads: LocalReads, clock: Clock, late_ms: float
 ):
-    reads.publish(T_MS, told(), T_MS, "s")
+    reads.publish(T_MS, told(), T_MS, SERVER)
     clock.now_ms = T_MS + late_ms
 
     with pytest.raises(StaleRead) as caught:
@@ -142,7 +143,7 @@ def test_an_error_never_tells_an_age_that_would_have_been_allowed(
 def test_without_a_lease_nothing_is_answered(reads: LocalReads):
     with pytest.raises(NotReady):
         reads.read(b"s1")
-    reads.publish(T_MS + 10, told(), T_MS, "s")
+    reads.publish(T_MS + 10, told(), T_MS, SERVER)
 
     reads.close()
 
@@ -156,7 +157,7 @@ def test_without_a_lease_nothing_is_answered(reads: LocalReads):
 
 
 def test_a_stale_read_answers_without_a_lease(reads: LocalReads):
-    reads.publish(-1, told(), T_MS, "s")
+    reads.publish(-1, told(), T_MS, SERVER)
 
     assert reads.read_any_age(b"s1", Now(T_MS, CLUSTER_MS)) is not None
     assert reads.read_any_age(b"absent", Now(T_MS, CLUSTER_MS)) is None
@@ -167,7 +168,7 @@ def test_a_node_that_has_not_heard_the_time_shows_nothing_that_may_have_expired(
     """It was started again, and the others cannot be reached."""
     clock = ClusterClock()
     clock.at_least(CLUSTER_MS - 5_000)
-    reads.publish(-1, clock, T_MS, "s")
+    reads.publish(-1, clock, T_MS, SERVER)
     alive_until_ms = CLUSTER_MS + 60_000
 
     assert reads.read_any_age(b"s1", Now(T_MS, alive_until_ms - SKEW_MS - 1)) is not None
@@ -180,6 +181,6 @@ def test_a_node_that_has_not_heard_the_time_shows_nothing_that_may_have_expired(
 def test_what_expired_by_the_last_stamp_is_gone_whatever_the_clocks_say(reads: LocalReads):
     clock = ClusterClock()
     clock.at_least(CLUSTER_MS + 60_000)
-    reads.publish(-1, clock, T_MS, "s")
+    reads.publish(-1, clock, T_MS, SERVER)
 
     assert reads.read_any_age(b"s1", Now(T_MS, 0)) is None
