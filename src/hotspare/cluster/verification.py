@@ -81,8 +81,8 @@ def _check(rows: LmdbView, table: Table) -> None:
     found = _recount(rows)
     if found != table.totals:
         raise StoreCorrupt("", f"its sessions are not those that were stored ({found}, not {table.totals})")
-    if rows.indexed != table.count:
-        raise StoreCorrupt("", f"it has {table.count} sessions, and {rows.indexed} in the order of expiry")
+    if rows.indexed != found.sessions:
+        raise StoreCorrupt("", f"it has {found.sessions} sessions, and {rows.indexed} in the order of expiry")
 
 
 def _recount(rows: LmdbView) -> Totals:

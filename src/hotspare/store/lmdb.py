@@ -532,7 +532,7 @@ def view(path: str | os.PathLike[str]) -> Iterator[LmdbView | None]:
             yield None
             return
         with environment.begin() as txn:
-            current = generations[int(txn.get(_GENERATION, b"0", store))]
+            current = generations[int(txn.get(GENERATION_KEY, b"0", store))]
             node_space, log_space, table, sessions = (
                 LmdbSpace(directory, txn, database)
                 for database in (node, log, current.table, current.sessions)
