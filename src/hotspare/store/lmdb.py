@@ -31,6 +31,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import stat
 import subprocess
 import tempfile
@@ -714,9 +715,13 @@ def _failure(path: Path, exc: lmdb.Error | OSError) -> StoreError:
 
 
 def _is_full(path: Path) -> bool:
-    """LMDB reports the last page that fits only in part as an input/output error."""
+    """LMDB reports what fits only in part as an input/output error."""
     free = os.statvfs(path)
-    return free.f_bavail * free.f_frsize < _ALMOST_NOTHING_BYTES
+    room_bytes = free.f_bavail * free.f_frsize
+    limit_bytes, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit_bytes != resource.RLIM_INFINITY:
+        room_bytes = min(room_bytes, limit_bytes - (path / _DATA).stat().st_size)
+    return room_bytes < _ALMOST_NOTHING_BYTES
 
 
 # Forks
