@@ -12,7 +12,6 @@ from __future__ import annotations
 import __future__
 
 import inspect
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -138,26 +137,24 @@ def a_leader_counts_its_own_copy_before_it_is_written() -> AbstractContextManage
 @bug(within=60, scenario=directed.rewritten_logs)
 def a_write_is_known_by_its_index() -> AbstractContextManager[object]:
     """Once an entry of that index has been written, one that took its place counts as written."""
-    hand_out, persisted = Node._hand_out_write, Node.persisted
+    hand_out, send = Node._hand_out_write, Node._send_when_durable
 
     def noting_hand_out(self: Node, ready: Any) -> None:
         hand_out(self, ready)
         if ready.append:
-            self.__dict__.setdefault("_ends", {})[self._write_number] = ready.append[-1].index
+            self.__dict__.setdefault("_ends", {})[ready.number] = ready.append[-1].index
 
-    def by_index(self: Node, number: int) -> None:
+    def by_index(self: Node, message: Any) -> None:
         ends = self.__dict__.get("_ends", {})
-        written = max((index for at, index in ends.items() if at <= number), default=0)
-        held, self._held = self._held, deque()
-        for at, message in held:
-            if at > number and isinstance(message, AppendReply) and message.index <= written:
-                self._release(message)
-            else:
-                self._held.append((at, message))
-        persisted(self, number)
+        written = max((index for number, index in ends.items() if number <= self._persisted), default=0)
+        if isinstance(message, AppendReply) and message.index <= written:
+            self._release(message)
+        else:
+            send(self, message)
 
     return both(
-        patch.object(Node, "_hand_out_write", noting_hand_out), patch.object(Node, "persisted", by_index)
+        patch.object(Node, "_hand_out_write", noting_hand_out),
+        patch.object(Node, "_send_when_durable", by_index),
     )
 
 

@@ -563,7 +563,7 @@ def _term(node: SimulatedNode) -> int:
 def _rows(node: SimulatedNode) -> list[Row]:
     assert node.replica is not None
     transaction = node.store.begin()  # a volatile copy writes some rows only when they are asked for
-    node.replica.table.save(transaction)
+    node.replica._table.save(transaction)
     transaction.commit()
     reader = node.store.snapshot()
     rows: list[Row] = []
