@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
-from hotspare.errors import ProtocolError
+import msgspec
+
+from hotspare.errors import ProtocolError, StoreOutdated
 from hotspare.protocol import founding, membership
 from hotspare.protocol.clock import ClusterClock
 from hotspare.protocol.commit import Work
@@ -66,7 +68,7 @@ from hotspare.raft.messages import (
     SnapshotReply,
     VoteReply,
 )
-from hotspare.raft.node import ChangeRefused, Node, Ready, Timing
+from hotspare.raft.node import ChangeRefused, Node, Ready, StateLost, Timing
 from hotspare.raft.progress import State
 from hotspare.store import Row, Store, Transaction, journal
 from hotspare.store.journal import Identity
@@ -341,7 +343,7 @@ class Replica:
         peer.id, peer.address, peer.up = incarnation, address, True
         if self.node is not None:
             self.node.server_back(incarnation, now.boot_ms)
-        self._outbox.send(name, self.introduction())
+        self._introduce_to(name)
         if self.leader == name:
             self._send_again(at_once=True)
 
@@ -355,7 +357,8 @@ class Replica:
 
     def receive(self, peer_name: str, envelope: Envelope, now: Now) -> None:
         """A message from the node that answers under that name. Raises ProtocolError for one that no node
-        would send that keeps to the protocol: nothing has changed then."""
+        would send that keeps to the protocol: nothing has changed then; StoreOutdated if it shows that this
+        server holds less than it once acknowledged: the node must stop then."""
         self._now = self._outbox.now = now
         if envelope.receiver != self.identity.incarnation and envelope.receiver != NOBODY:
             return
@@ -363,6 +366,8 @@ class Replica:
         kind = type(message)
         if kind in _FOUNDING_KINDS:
             check_founding(message)  # type: ignore[arg-type]
+            if kind is Introduction:
+                self._compare_memories(peer_name, envelope)
             self._on_founding_message(peer_name, envelope.sender, message)  # type: ignore[arg-type]
             return
         if not self._is_of_our_cluster(envelope):
@@ -373,7 +378,7 @@ class Replica:
             self._note_applied(envelope.sender, envelope.applied)
         handler = _HANDLERS.get(kind)
         if handler is None:
-            self._on_raft(envelope, message)
+            self._on_raft(peer_name, envelope, message)
         else:
             handler(self, peer_name, envelope, message)
         self._notice_changes()
@@ -768,7 +773,11 @@ class Replica:
         self._introduced_ms = self._now.boot_ms
         for name, peer in self.peers.items():
             if peer.up:
-                self._outbox.send(name, self.introduction())
+                self._introduce_to(name)
+
+    def _introduce_to(self, name: str) -> None:
+        remembered = self.peers[name].applied
+        self._outbox.send(name, msgspec.structs.replace(self.introduction(), remembered=remembered))
 
     def _introduce_now_and_then(self) -> None:
         """Introductions may get lost like everything else; while anything is unsettled they matter."""
@@ -790,7 +799,7 @@ class Replica:
 
     # --- leading and following --------------------------------------------------------------------------
 
-    def _on_raft(self, envelope: Envelope, message: Any) -> None:
+    def _on_raft(self, peer_name: str, envelope: Envelope, message: Any) -> None:
         node = self.node
         if node is None or message.sender != envelope.sender:
             return
@@ -799,9 +808,19 @@ class Replica:
             clocks = (message.term, envelope.wall_ms, envelope.cluster_ms)
             self._vote_clocks[message.sender] = clocks
         boot_ms = self._now.boot_ms
-        node.step(message, boot_ms)
+        try:
+            node.step(message, boot_ms)
+        except StateLost as exc:
+            raise _outdated(peer_name, exc.acknowledged, exc.held) from exc
         if node.leader == message.sender and node.term == message.term:
             self.clock.heard(envelope.cluster_ms, boot_ms)
+
+    def _compare_memories(self, peer_name: str, envelope: Envelope) -> None:
+        """Those who follow one leader hear nothing else of each other."""
+        remembered, held = envelope.message.remembered, self.table.applied_index  # type: ignore[union-attr]
+        if envelope.receiver == self.id and remembered > held:
+            raise _outdated(peer_name, remembered, held)
+        self.peers.heard(peer_name, envelope, self._now.wall_ms)
 
     def _server_lost(self, server: ServerId) -> None:
         if self.node is not None and server != NOBODY:
@@ -1183,6 +1202,12 @@ class Replica:
             else:
                 self._outbox.send(leader, OperationRequest(context, verb, argument))
         self._operations.settle(leader, node)
+
+
+def _outdated(peer_name: str, acknowledged: int, held: int) -> StoreOutdated:
+    # Which directory it is, only the store knows; the sentence holds without it.
+    reason = f"it holds the log up to entry {held}, and told {peer_name} of entry {acknowledged}"
+    return StoreOutdated("this node's data directory", f"{reason}: an old copy was put in its place")
 
 
 def _forwards(groups: list[RawGroup]) -> list[Forward]:

@@ -96,6 +96,32 @@ async def test_a_damaged_directory_is_refused_and_discarded_at_an_operators_word
     await disks.settled()
 
 
+async def test_a_node_that_was_given_an_old_copy_of_its_directory_is_found_out(disks: Daemons) -> None:
+    await founded(disks)
+    async with Load(disks, timeouts_ms=(5000,)) as load:
+        await load.progress(50)
+        restored = (await disks.secondaries())[0]
+        before = (await restored.status())["incarnation"]
+        backup = disks.directory / "backup"
+        restored.kill()
+        shutil.copytree(restored.data_dir, backup)
+        restored.start()
+        await restored.ready()
+        await load.progress()
+        restored.kill()
+        shutil.rmtree(restored.data_dir)
+        shutil.copytree(backup, restored.data_dir)
+        restored.start()
+        await refused(restored, "an old copy", "--discard")
+        restored.options.append("--discard")
+        restored.start()
+        assert (await restored.ready())["incarnation"] != before
+        await load.progress()
+    await load.verify()
+    assert load.errors == []
+    await disks.settled()
+
+
 async def test_a_node_whose_disk_is_full_stops_and_goes_on_when_there_is_room(disks: Daemons) -> None:
     await founded(disks)
     async with Load(disks, timeouts_ms=(5000,)) as load:

@@ -829,6 +829,9 @@ class ClusterNode:
                 replica.receive(name, envelope, now)
             except ProtocolError as exc:
                 self._complain(name, f"{exc.problem}; expected {exc.expected}")
+            except StoreError as exc:
+                self._fail(exc)
+                return
         if replica.is_leader:
             self._note_acknowledged(name, replica)
         if self._is_pump_scheduled or not replica.has_outputs:
