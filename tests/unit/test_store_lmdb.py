@@ -496,6 +496,24 @@ def test_a_full_file_system_is_reported_as_such(tmp_path, monkeypatch, code):
     store.close()
 
 
+def test_the_file_stays_bounded_under_a_steady_load(tmp_path):
+    """Entries come and are compacted away, sessions change: freed pages are used again."""
+    store = opened(tmp_path, durable=True)
+    sizes_bytes: list[int] = []
+    for turn in range(400):
+        txn = store.begin()
+        for number in range(20):
+            index = 20 * turn + number
+            txn.log[index.to_bytes(8, "big")] = bytes(300)
+            txn.log.pop((index - 1000).to_bytes(8, "big", signed=True))
+            id = b"%d" % (index * 7919 % 2000)
+            txn.sessions[id] = record(bytes(200))
+        txn.commit()
+        sizes_bytes.append((tmp_path / "data.mdb").stat().st_size)
+    store.close()
+    assert sizes_bytes[-1] < 1.2 * sizes_bytes[150]
+
+
 # Other processes
 
 
