@@ -198,7 +198,7 @@ class NodeProcess(Answering):
         return self.answer()
 
 
-def _listens(address: str) -> bool:
+def listens(address: str) -> bool:
     host, port = address.rsplit(":", 1)
     with socket.socket() as probe:
         return probe.connect_ex((host, int(port))) == 0
@@ -208,14 +208,17 @@ def _listens(address: str) -> bool:
 
 
 class DaemonCluster:
-    """Four `hotspare serve`, each with the other three as its replicas and a directory in memory.
+    """Some `hotspare serve`, each with the others as its replicas and a directory in memory or on a disk.
 
     `secured`: with a cluster key, and TLS on every connection.
     """
 
-    def __init__(self, resources: ExitStack, *, secured: bool = False) -> None:
-        self.addresses = sorted(free_addresses(NODES))
-        where = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+    def __init__(
+        self, resources: ExitStack, *, nodes: int = NODES, storage: str = "memory", secured: bool = False
+    ) -> None:
+        self.addresses = sorted(free_addresses(nodes))
+        self._storage = storage
+        where = SHARED_MEMORY if SHARED_MEMORY.is_dir() and storage == "memory" else None
         self._directory = resources.enter_context(
             tempfile.TemporaryDirectory(prefix="hotspare-bench-", dir=where)
         )
@@ -240,8 +243,9 @@ class DaemonCluster:
     def start(self, address: str) -> None:
         others = ",".join(other for other in self.addresses if other != address)
         data_dir = Path(self._directory, address.replace(":", "-"))
-        command = [sys.executable, "-m", "hotspare", "serve", "--node", address, "--replicas", others]
-        command += ["--data-dir", str(data_dir), *self._options]
+        command = [sys.executable, "-m", "hotspare", "serve", "--node", address]
+        command += ["--replicas", others] if others else []
+        command += ["--storage", self._storage, "--data-dir", str(data_dir), *self._options]
         self._daemons[address] = Child(command, stdout=subprocess.DEVNULL)
 
     def kill(self, address: str) -> None:
@@ -253,7 +257,7 @@ class DaemonCluster:
 
     def connect(self, resources: ExitStack, address: str) -> Any:
         """A client of one daemon, once that daemon can serve it."""
-        wait_until(f"{address} listens", lambda: _listens(address))
+        wait_until(f"{address} listens", lambda: listens(address))
         engine = RemoteEngine([address], security=self._security)
         client = resources.enter_context(hotspare.SessionReplicator(engine=engine))
         wait_until(f"{address} is ready", lambda: bool(client.get_replication_status()["ready"]))

@@ -1,4 +1,5 @@
-"""The peer: a real Redis primary with two replicas on loopback, nothing written to disk.
+"""The peer: a real Redis primary with two replicas on loopback, nothing written to disk; beside disk mode a
+primary with one replica, both of which sync every write to the disk (`appendfsync always`).
 
 `WAIT 1` answers when one replica has the write, so two of three copies hold it: the nearest that Redis comes
 to hotspare's majority. It stays weaker: a failover can still choose the replica that has not got it.
@@ -54,15 +55,21 @@ def find_server() -> str | None:
 class RedisPeer:
     """A primary and its replicas, alive within a `with`."""
 
-    def __init__(self, server: str) -> None:
-        self._server = server
+    def __init__(self, server: str, *, replicas: int = REPLICAS, on_disk: bool = False) -> None:
+        self.server = server
+        self._replicas = replicas
+        self._persistence = (
+            ["--appendonly", "yes", "--appendfsync", "always"] if on_disk else ["--appendonly", "no"]
+        )
         self._cleanup = contextlib.ExitStack()
         self.port = 0
 
     def __enter__(self) -> RedisPeer:
         with contextlib.ExitStack() as undo:
             self.port = self._launch(undo)
-            replicas = [self._launch(undo, "--replicaof", f"127.0.0.1 {self.port}") for _ in range(REPLICAS)]
+            replicas = [
+                self._launch(undo, "--replicaof", f"127.0.0.1 {self.port}") for _ in range(self._replicas)
+            ]
             self._await_replicas(undo, replicas)
             self.client = redis.Redis(port=self.port)
             undo.callback(self.client.close)
@@ -79,9 +86,10 @@ class RedisPeer:
         port = _free_port()
         process = subprocess.Popen(
             [
-                self._server,
+                self.server,
                 *("--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)),
-                *("--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0"),
+                *("--save", "", "--repl-diskless-sync-delay", "0"),
+                *self._persistence,
                 *options,
             ],
             stdout=subprocess.DEVNULL,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import hotspare
 from benchmarks import redis_peer
 from benchmarks.clusters import (
     Answering,
@@ -21,12 +22,14 @@ from benchmarks.clusters import (
     InProcessCluster,
     LoopThread,
     blocking_node,
+    listens,
     start_leading_node,
     wait_until,
 )
-from benchmarks.redis_peer import Items
+from benchmarks.redis_peer import Items, RedisPeer
 from benchmarks.runner import Better, Row, Run, Sample, Sides, Target
 from benchmarks.sessions import TTL_MS, decode, encode
+from hotspare.cluster.remote import RemoteEngine
 from hotspare.engine import Ack
 
 MICROSECONDS = 1e6
@@ -49,6 +52,7 @@ REDIS_HAND_PACKED = "hand-packed RESP"
 REDIS_WRITERS = "redis.asyncio, SET + WAIT in one request"
 REDIS_WRITERS_TWICE = "redis.asyncio, SET, then WAIT"
 FOR_A_QUORUM = 'the same with ack="quorum"'
+REDIS_ON_DISK = "redis-py pipelines of 100, appendfsync always"
 REDIS_SINGLE = "redis-py SET, then WAIT 1"
 IN_THE_CLEAR = "the same without TLS and key"
 
@@ -224,6 +228,22 @@ def _bulk_into_peer(run: Run, resources: ExitStack) -> Sides:
     }
 
 
+def _bulk_onto_disks(run: Run, resources: ExitStack) -> Sample:
+    daemons = DaemonCluster(resources, nodes=3, storage="disk")
+    client = daemons.connect(resources, daemons.addresses[0])
+    client.promote_to_primary()
+    return _stores_per_second(run, lambda items: _bulk_store_seconds(client, items))
+
+
+def _bulk_onto_the_peers_disks(run: Run, resources: ExitStack) -> Sides:
+    if run.redis is None:
+        return {}
+    peer = resources.enter_context(RedisPeer(run.redis.server, replicas=1, on_disk=True))
+    return {
+        REDIS_ON_DISK: _stores_per_second(run, lambda items: redis_peer.pipelined_store_seconds(peer, items))
+    }
+
+
 def _writers_on_node(run: Run, resources: ExitStack) -> Sample:
     loop = resources.enter_context(LoopThread())
     node = loop.run(start_leading_node(InProcessCluster(resources)))
@@ -339,6 +359,27 @@ def _catching_up(run: Run, resources: ExitStack) -> Sample:
     return sample
 
 
+def _starting(run: Run, resources: ExitStack) -> Sample:
+    """Seconds from the start of a daemon with so many sessions on its disk until it is ready."""
+    daemons = DaemonCluster(resources, nodes=1, storage="disk")
+    (address,) = daemons.addresses
+    with ExitStack() as clients:
+        wait_until(f"{address} listens", lambda: listens(address))
+        client = clients.enter_context(hotspare.SessionReplicator(engine=RemoteEngine([address])))
+        client.start_cluster()
+        _bulk_store_seconds(client, run.items(run.scale.stored_sessions))
+
+    def sample() -> float:
+        daemons.kill(address)
+        started = time.perf_counter()
+        daemons.start(address)
+        with ExitStack() as clients:
+            daemons.connect(clients, address)
+            return time.perf_counter() - started
+
+    return sample
+
+
 def _expiring_together(run: Run, resources: ExitStack) -> Sample:
     """The longest silence of the primary, as a secondary hears it, the heartbeat's own interval included."""
     cluster = InProcessCluster(
@@ -405,6 +446,15 @@ ROWS = (
         targets=(Target(REDIS_PIPELINES, floor=1.2, aim=2.5), Target(REDIS_HAND_PACKED)),
         hotspare=_bulk_into_daemons,
         peers=_bulk_into_peer,
+    ),
+    Row(
+        name="disk",
+        title="store_sessions, three daemons in disk mode",
+        unit="stores/s",
+        better=Better.HIGHER,
+        targets=(Target(REDIS_ON_DISK, floor=1, aim=2),),
+        hotspare=_bulk_onto_disks,
+        peers=_bulk_onto_the_peers_disks,
     ),
     Row(
         name="writers",
@@ -488,6 +538,15 @@ ROWS = (
         better=Better.LOWER,
         targets=(Target(floor=5, aim=1),),
         hotspare=_catching_up,
+    ),
+    Row(
+        name="start",
+        title="start with 1 M sessions on disk, all verified",
+        unit="s",
+        better=Better.LOWER,
+        targets=(Target(floor=5, aim=1),),
+        hotspare=_starting,
+        repetitions=lambda scale: min(3, scale.repetitions),
     ),
     Row(
         name="expiry",

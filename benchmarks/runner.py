@@ -40,6 +40,7 @@ class Scale:
     lag_seconds: float
     failovers: int
     resident_sessions: int
+    stored_sessions: int
 
 
 FULL = Scale(
@@ -53,6 +54,7 @@ FULL = Scale(
     lag_seconds=10.0,
     failovers=30,
     resident_sessions=100_000,
+    stored_sessions=1_000_000,
 )
 QUICK = Scale(
     repetitions=2,
@@ -65,6 +67,7 @@ QUICK = Scale(
     lag_seconds=0.5,
     failovers=1,
     resident_sessions=2_000,
+    stored_sessions=2_000,
 )
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "StoreForeign",
     "StoreFull",
     "StoreInUse",
+    "StoreOutdated",
     "Unavailable",
     "Undecryptable",
     "UnknownNode",
@@ -333,8 +334,8 @@ class StoreCorrupt(StoreError):
     """What was read is not what was written."""
 
     advice: ClassVar[str] = (
-        "move the directory away and start the node again: it comes back empty and copies everything from "
-        "the others"
+        "move the directory away, or start the node once with --discard: it comes back as a new server and "
+        "copies everything from the others"
     )
 
 
@@ -350,6 +351,16 @@ class StoreInUse(StoreError):
     """Another process has the store open for writing."""
 
     advice: ClassVar[str] = "stop the other process, or give this node a directory of its own"
+
+
+@dataclass(eq=False)
+class StoreOutdated(StoreError):
+    """It holds less than its node once acknowledged: somebody put an old copy in its place."""
+
+    advice: ClassVar[str] = (
+        "start the node once with --discard (in a program of yours: with an empty store): it comes back as a "
+        "new server and copies everything from the others"
+    )
 
 
 @dataclass(eq=False)

@@ -5,8 +5,9 @@ performs the group commits it asks for, and takes messages and events away. Ther
 behaviour, so what is simulated is what runs.
 
 The cycle: any number of inputs; then `work()` until it returns None, performing each piece of work and
-handing it back with `finish()` in the same order (in memory at once, on a disk by another thread); then
-`take_outbox()` and `take_events()`.
+handing it back with `finish()` in the same order (in memory at once, on a disk by another thread, while
+inputs and more work come); then `take_outbox()` and `take_events()`. What the table is between `work` and
+`finish` is the business of whoever performs: here `table` is what it was after the work finished last.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
-from hotspare.errors import ProtocolError
+import msgspec
+
+from hotspare.errors import ProtocolError, StoreOutdated
 from hotspare.protocol import founding, membership
 from hotspare.protocol.clock import ClusterClock
 from hotspare.protocol.commit import Work
@@ -65,7 +68,7 @@ from hotspare.raft.messages import (
     SnapshotReply,
     VoteReply,
 )
-from hotspare.raft.node import ChangeRefused, Node, Ready, Timing
+from hotspare.raft.node import ChangeRefused, Node, Ready, StateLost, Timing
 from hotspare.raft.progress import State
 from hotspare.store import Row, Store, Transaction, journal
 from hotspare.store.journal import Identity
@@ -200,6 +203,10 @@ class Replica:
         """The leader and term that everybody here was told about."""
         self._dialled = founding.EMPTY_MARK.configuration
         """The configuration whose members everybody here knows to dial."""
+        self.is_watched = False
+        """Whether somebody listens to what happens to the sessions: see `Work.events`."""
+        self._works = 0
+        """Handed out and not finished."""
         self._leading_term = 0
         self._leaderless_since_ms = now.boot_ms
         self._introduced_ms = 0
@@ -260,6 +267,14 @@ class Replica:
     def is_founding(self) -> bool:
         """Whether a founding that was asked for here is under way."""
         return self._attempt is not None
+
+    def has_origin(self, origin: int) -> bool:
+        """Whether it is registered, as far as entries were applied here, by another thread perhaps."""
+        return self._table.has_origin(origin)
+
+    def is_registered(self, origin: int, nonce: bytes) -> bool:
+        """The same, under that nonce."""
+        return self._table.is_registered(origin, nonce)
 
     def is_applied_everywhere(self, index: int) -> bool:
         """Whether all members that answer show the log up to there. Only a leader sees who does not."""
@@ -328,7 +343,7 @@ class Replica:
         peer.id, peer.address, peer.up = incarnation, address, True
         if self.node is not None:
             self.node.server_back(incarnation, now.boot_ms)
-        self._outbox.send(name, self.introduction())
+        self._introduce_to(name)
         if self.leader == name:
             self._send_again(at_once=True)
 
@@ -342,7 +357,8 @@ class Replica:
 
     def receive(self, peer_name: str, envelope: Envelope, now: Now) -> None:
         """A message from the node that answers under that name. Raises ProtocolError for one that no node
-        would send that keeps to the protocol: nothing has changed then."""
+        would send that keeps to the protocol: nothing has changed then; StoreOutdated if it shows that this
+        server holds less than it once acknowledged: the node must stop then."""
         self._now = self._outbox.now = now
         if envelope.receiver != self.identity.incarnation and envelope.receiver != NOBODY:
             return
@@ -350,6 +366,8 @@ class Replica:
         kind = type(message)
         if kind in _FOUNDING_KINDS:
             check_founding(message)  # type: ignore[arg-type]
+            if kind is Introduction:
+                self._compare_memories(peer_name, envelope)
             self._on_founding_message(peer_name, envelope.sender, message)  # type: ignore[arg-type]
             return
         if not self._is_of_our_cluster(envelope):
@@ -360,7 +378,7 @@ class Replica:
             self._note_applied(envelope.sender, envelope.applied)
         handler = _HANDLERS.get(kind)
         if handler is None:
-            self._on_raft(envelope, message)
+            self._on_raft(peer_name, envelope, message)
         else:
             handler(self, peer_name, envelope, message)
         self._notice_changes()
@@ -475,10 +493,11 @@ class Replica:
         while node.has_ready(patience=patience, apply=apply):
             ready = node.ready(patience=patience, apply=apply)
             self._take_ready(node, ready)
-            staged = self._take_chunks(ready.chunks) if ready.chunks else []
+            staged, received = self._take_chunks(ready.chunks) if ready.chunks else ([], [])
             compacted = self._compact(node)
             if ready.needs_work or staged or compacted is not None:
-                return Work(self.store, self.table, ready, staged, compacted)
+                self._works += 1
+                return Work(self.store, self._table, ready, staged, received, compacted, self.is_watched)
         return None
 
     def _is_waited_for(self, now: Now) -> bool:
@@ -508,6 +527,9 @@ class Replica:
         self._now = self._outbox.now = now
         node = self.node
         assert node is not None
+        self._works -= 1
+        if work.state is not None:
+            self.table = work.state
         ready = work.ready
         if ready.number:
             node.persisted(ready.number)
@@ -520,6 +542,9 @@ class Replica:
             self._on_installed(ready.snapshot)
             self._outbox.applied = self.table.applied_index
             self.clock.at_least(self.table.stamp_ms)
+        for chunk in work.received:
+            self._receiver.note_staged(chunk)
+            self._answer_chunk(chunk.sender, chunk.transfer, chunk.mark.index)
         if work.readers:
             self._begin_transfers(node, work)
         if self._reads.is_waiting:
@@ -561,7 +586,8 @@ class Replica:
         self._be(identity)
         state = journal.load(transaction)
         transaction.discard_staged()
-        self.table = Table(transaction)
+        self._table = Table(transaction)
+        self.table = self._table.state()
         transaction.commit()
         self._outbox.applied = self.table.applied_index
         self.clock.at_least(self.table.stamp_ms)
@@ -723,7 +749,7 @@ class Replica:
     def _give_up_founding(self) -> None:
         """Becomes a new server when the founding it adopted came to nothing."""
         node = self.node
-        if node is None or node.leader != NOBODY or node.log.last_index > 1:
+        if node is None or node.leader != NOBODY or node.log.last_index > 1 or self._works:
             return
         patience_ms = GIVE_UP_ELECTIONS * self.config.timing.election_timeout_ms
         if self._now.boot_ms - self._leaderless_since_ms < patience_ms:
@@ -733,7 +759,8 @@ class Replica:
         transaction = self.store.begin()
         journal.reset(transaction)
         self._be(self._mint(transaction))
-        self.table.reload(transaction)
+        self._table.reload(transaction)
+        self.table = self._table.state()
         transaction.commit()
         self.node = None
         self._barriers.reset()
@@ -746,7 +773,11 @@ class Replica:
         self._introduced_ms = self._now.boot_ms
         for name, peer in self.peers.items():
             if peer.up:
-                self._outbox.send(name, self.introduction())
+                self._introduce_to(name)
+
+    def _introduce_to(self, name: str) -> None:
+        remembered = self.peers[name].applied
+        self._outbox.send(name, msgspec.structs.replace(self.introduction(), remembered=remembered))
 
     def _introduce_now_and_then(self) -> None:
         """Introductions may get lost like everything else; while anything is unsettled they matter."""
@@ -768,7 +799,7 @@ class Replica:
 
     # --- leading and following --------------------------------------------------------------------------
 
-    def _on_raft(self, envelope: Envelope, message: Any) -> None:
+    def _on_raft(self, peer_name: str, envelope: Envelope, message: Any) -> None:
         node = self.node
         if node is None or message.sender != envelope.sender:
             return
@@ -777,9 +808,19 @@ class Replica:
             clocks = (message.term, envelope.wall_ms, envelope.cluster_ms)
             self._vote_clocks[message.sender] = clocks
         boot_ms = self._now.boot_ms
-        node.step(message, boot_ms)
+        try:
+            node.step(message, boot_ms)
+        except StateLost as exc:
+            raise _outdated(peer_name, exc.acknowledged, exc.held) from exc
         if node.leader == message.sender and node.term == message.term:
             self.clock.heard(envelope.cluster_ms, boot_ms)
+
+    def _compare_memories(self, peer_name: str, envelope: Envelope) -> None:
+        """Those who follow one leader hear nothing else of each other."""
+        remembered, held = envelope.message.remembered, self.table.applied_index  # type: ignore[union-attr]
+        if envelope.receiver == self.id and remembered > held:
+            raise _outdated(peer_name, remembered, held)
+        self.peers.heard(peer_name, envelope, self._now.wall_ms)
 
     def _server_lost(self, server: ServerId) -> None:
         if self.node is not None and server != NOBODY:
@@ -856,8 +897,9 @@ class Replica:
 
     def _prune(self) -> None:
         """An idle leader appends empty batches while something is due."""
-        if self._now.boot_ms < self._next_cleanup_ms:
-            return
+        assert self.node is not None
+        if self._now.boot_ms < self._next_cleanup_ms or self.node.log.last_index > self.table.applied_index:
+            return  # what is still to be applied prunes too
         if self.table.prune_due(self.store, self.cluster_ms(self._now)):
             self._propose_batch([])
         else:
@@ -1067,9 +1109,13 @@ class Replica:
         if ready.reads:
             self._finish_reads()
 
-    def _take_chunks(self, chunks: list[SnapshotChunk]) -> list[tuple[bool, list[Row]]]:
+    def _take_chunks(
+        self, chunks: list[SnapshotChunk]
+    ) -> tuple[list[tuple[bool, list[Row]]], list[SnapshotChunk]]:
+        """The parts to stage, and those of them to answer once they are."""
         assert self.node is not None
-        staged = []
+        staged: list[tuple[bool, list[Row]]] = []
+        received: list[SnapshotChunk] = []
         for chunk in chunks:
             if chunk.mark.index <= self.table.applied_index:
                 self._answer_chunk(chunk.sender, chunk.transfer, chunk.mark.index, installed=True)
@@ -1079,12 +1125,14 @@ class Replica:
                 if rows is not None and is_whole and self._receiver.accepts(chunk):
                     staged.append((chunk.sequence == 0, rows))
                     if chunk.last and self.node.restore(chunk.mark, self._now.boot_ms):
-                        self._installing = (chunk.sender, chunk.transfer)
-                        continue  # answered once it is installed
-                self._answer_chunk(chunk.sender, chunk.transfer, chunk.mark.index)
+                        self._installing = (chunk.sender, chunk.transfer)  # answered once it is installed
+                    else:
+                        received.append(chunk)
+                else:
+                    self._answer_chunk(chunk.sender, chunk.transfer, chunk.mark.index)
             # What is committed here and not applied yet is answered when it is sent again; and a part of
             # another snapshot must not be staged among those that are about to be installed.
-        return staged
+        return staged, received
 
     def _answer_chunk(self, sender: ServerId, transfer: int, index: int, installed: bool = False) -> None:
         assert self.node is not None
@@ -1100,7 +1148,8 @@ class Replica:
 
     def _begin_transfers(self, node: Node, work: Work) -> None:
         for follower, reader, index in work.readers:
-            if node.is_leader and node.configuration.by_id(follower) is not None:
+            is_usable = node.log.mark.index <= index <= node.commit
+            if is_usable and node.is_leader and node.configuration.by_id(follower) is not None:
                 self._transfers.begin(node, follower, node.log.mark_at(index), reader)
             else:
                 reader.close()
@@ -1153,6 +1202,12 @@ class Replica:
             else:
                 self._outbox.send(leader, OperationRequest(context, verb, argument))
         self._operations.settle(leader, node)
+
+
+def _outdated(peer_name: str, acknowledged: int, held: int) -> StoreOutdated:
+    # Which directory it is, only the store knows; the sentence holds without it.
+    reason = f"it holds the log up to entry {held}, and told {peer_name} of entry {acknowledged}"
+    return StoreOutdated("this node's data directory", f"{reason}: an old copy was put in its place")
 
 
 def _forwards(groups: list[RawGroup]) -> list[Forward]:

@@ -469,6 +469,9 @@ def _engine_for(settings: Settings) -> Engine:
     from hotspare.cluster.node import ClusterNode
     from hotspare.store.plain import PlainStore
 
+    if settings.storage_mode != "memory":
+        problem = f"{settings.storage_mode!r} is for daemons: a node in a program keeps all in its memory"
+        raise ConfigError("storage_mode", problem, "memory, or a node run by hotspare serve")
     return ClusterNode(settings, PlainStore(volatile=True))
 
 

@@ -52,7 +52,7 @@ Threshold = Annotated[int, Meta(ge=2, le=100)]
 # What this version can do of the settings whose features are still to come: any other value is refused.
 AVAILABLE: Mapping[str, tuple[Any, ...]] = {
     "role": ("member",),
-    "storage_mode": ("memory",),
+    "storage_mode": ("memory", "disk"),
     "redis_url": (None,),
 }
 
@@ -172,7 +172,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     storage_mode: Literal["memory", "disk", "redis"] = "memory"
     """`ets` and `mnesia` are accepted for memory and disk."""
     data_dir: Text | None = None
-    """Where a daemon keeps its store; chosen by `storage_mode` when not given."""
+    """Where a daemon keeps its store. In memory mode a place is chosen when none is given."""
     max_memory_bytes: MemorySize = 2**30
     """What all sessions together may take; from there on, writes that need more are refused."""
     cleanup_interval_ms: Milliseconds = 30_000

@@ -404,10 +404,41 @@ def recount(sessions: Iterable[tuple[bytes, bytes]]) -> Totals:
     return Totals(count, size, digest & _U64)
 
 
+class TableState(msgspec.Struct, frozen=True, gc=False):
+    """What a table was at one moment: for those who may not look at it while another thread applies."""
+
+    applied_index: int
+    applied_term: int
+    stamp_ms: int
+    totals: Totals
+    origins_count: int
+    origins_due_ms: int
+    """From this stamp on there are origins to forget."""
+
+    @property
+    def count(self) -> int:
+        """Sessions kept, expired ones that are not pruned yet included."""
+        return self.totals.sessions
+
+    @property
+    def bytes_used(self) -> int:
+        """About what the sessions occupy; equal on all copies."""
+        return self.totals.bytes + self.totals.sessions * SESSION_OVERHEAD_BYTES
+
+    @property
+    def digest(self) -> str:
+        return f"{self.totals.digest:016x}"
+
+    def prune_due(self, store: Store, stamp_ms: int) -> bool:
+        """Whether a batch without commands, of that stamp, would have something to prune."""
+        return self.origins_due_ms <= stamp_ms or store.due_count(stamp_ms, at_most=1) > 0
+
+
 class Table:
     """The sessions and origins of one copy. What it caches of its rows, `save` writes once a group commit.
 
-    If `apply` raises or the transaction is aborted, the table must be reloaded before it is used again.
+    If `apply` raises or the transaction is aborted, the table must be reloaded before it is used again. One
+    thread at a time; others look at its `state()`.
     """
 
     applied_index: int
@@ -465,23 +496,15 @@ class Table:
         self._events = []
         return events
 
-    @property
-    def count(self) -> int:
-        """Sessions kept, expired ones that are not pruned yet included."""
-        return self.totals.sessions
-
-    @property
-    def bytes_used(self) -> int:
-        """About what the sessions occupy; equal on all copies."""
-        return self.totals.bytes + self.totals.sessions * SESSION_OVERHEAD_BYTES
-
-    @property
-    def digest(self) -> str:
-        return f"{self.totals.digest:016x}"
-
-    @property
-    def origins_count(self) -> int:
-        return len(self._origins)
+    def state(self) -> TableState:
+        return TableState(
+            self.applied_index,
+            self.applied_term,
+            self.stamp_ms,
+            self.totals,
+            len(self._origins),
+            self._origins.due_ms(),
+        )
 
     def has_origin(self, origin: int) -> bool:
         return self._origins.find(origin) is not None
@@ -490,10 +513,6 @@ class Table:
         """Whether that is the origin's nonce, which nobody else knows: a number can be guessed."""
         found = self._origins.find(origin)
         return found is not None and found.seal == _seal(nonce)
-
-    def prune_due(self, store: Store, stamp_ms: int) -> bool:
-        """Whether a batch without commands, of that stamp, would have something to prune."""
-        return self._origins.due(stamp_ms) or store.due_count(stamp_ms, at_most=1) > 0
 
     def apply(self, txn: Transaction, index: int, term: int, kind: int, payload: bytes) -> list[Outcome]:
         """Runs one committed entry. The outcomes are those of its groups, in order, or of its registration.
@@ -958,17 +977,19 @@ class _Origins:
         self._unsaved[origin.id] = origin
 
     def due(self, stamp_ms: int) -> bool:
-        if stamp_ms < self._quiet_until_ms:
+        if stamp_ms < self._quiet_until_ms or not self._by_id:
             return False
-        idlest = next(iter(self._by_id.values()), None)
-        if idlest is None:
-            return False
-        self._quiet_until_ms = idlest.active_ms + ORIGIN_TTL_MS
+        self._quiet_until_ms = self.due_ms()
         return self._quiet_until_ms <= stamp_ms
+
+    def due_ms(self) -> int:
+        """When the one that has been idle for longest is to be forgotten."""
+        idlest = next(iter(self._by_id.values()), None)
+        return _NEVER_MS if idlest is None else idlest.active_ms + ORIGIN_TTL_MS
 
     def expire(self, table: Space, stamp_ms: int) -> None:
         for _ in range(PRUNE_PER_BATCH):
-            if not self.due(stamp_ms):
+            if self.due_ms() > stamp_ms:
                 break
             self._forget_idlest(table)
 
@@ -984,6 +1005,7 @@ class _Origins:
 
 
 _U64: Final = 2**64 - 1
+_NEVER_MS: Final = 1 << 62
 COUNTERS_KEY: Final = b"c"
 """Of the row of a copy's space `table` that `applied_index_in` takes."""
 _COUNTERS: Final = Struct(">6Q")

@@ -28,6 +28,7 @@ from hotspare.protocol.origin import Origin
 from hotspare.protocol.reads import Freshness
 from hotspare.protocol.snapshot import SnapshotReceiver
 from hotspare.raft import node as raft_node
+from hotspare.raft.messages import AppendReply
 from hotspare.raft.node import Node
 from hotspare.replica import Now, Replica
 from hotspare.store.plain import PlainSnapshot, PlainSpace
@@ -108,6 +109,52 @@ def a_vote_is_forgotten_in_a_restart() -> AbstractContextManager[object]:
 def a_vote_leaves_before_it_is_written() -> AbstractContextManager[object]:
     return changed(
         Node, "_send_when_durable", "if number > self._persisted:", "if number > self._persisted + 9:"
+    )
+
+
+@bug(within=40, scenario=directed.slow_elections)
+def a_vote_is_told_before_it_is_written() -> AbstractContextManager[object]:
+    return changed(
+        Node,
+        "_on_vote_request",
+        "self._send_when_durable(VoteReply",
+        "self._send(VoteReply",
+    )
+
+
+@bug(within=20, scenario=directed.power_losses)
+def entries_are_acknowledged_before_they_are_written() -> AbstractContextManager[object]:
+    return changed(Node, "_on_append", "self._send_when_durable(", "self._send(")
+
+
+@bug(within=60, scenario=directed.power_losses)
+def a_leader_counts_its_own_copy_before_it_is_written() -> AbstractContextManager[object]:
+    return changed(
+        Node, "_hand_out_write", "self._held.append((self._write_number, own))", "self._release(own)"
+    )
+
+
+@bug(within=60, scenario=directed.rewritten_logs)
+def a_write_is_known_by_its_index() -> AbstractContextManager[object]:
+    """Once an entry of that index has been written, one that took its place counts as written."""
+    hand_out, send = Node._hand_out_write, Node._send_when_durable
+
+    def noting_hand_out(self: Node, ready: Any) -> None:
+        hand_out(self, ready)
+        if ready.append:
+            self.__dict__.setdefault("_ends", {})[ready.number] = ready.append[-1].index
+
+    def by_index(self: Node, message: Any) -> None:
+        ends = self.__dict__.get("_ends", {})
+        written = max((index for number, index in ends.items() if number <= self._persisted), default=0)
+        if isinstance(message, AppendReply) and message.index <= written:
+            self._release(message)
+        else:
+            send(self, message)
+
+    return both(
+        patch.object(Node, "_hand_out_write", noting_hand_out),
+        patch.object(Node, "_send_when_durable", by_index),
     )
 
 
@@ -344,7 +391,7 @@ def a_touch_writes_old_data_back() -> AbstractContextManager[object]:
     )
 
 
-@bug(within=40, scenario=directed.expiring_crowds)
+@bug(within=40, scenario=directed.touched_late)
 def a_touch_revives_what_has_expired() -> AbstractContextManager[object]:
     return changed(_Sessions, "_touch", "self._live(command.id)", "self._get(command.id)")
 

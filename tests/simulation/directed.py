@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import TypeAlias
 
@@ -38,6 +39,7 @@ def _base(seed: int, nodes: int = 3) -> tuple[Scenario, Random]:
     scenario.remote_clients = [random.randrange(nodes)]
     scenario.replica_options |= {"replica_nodes": (), "timing": BASE_TIMING, "max_memory_bytes": 1 << 30}
     scenario.faults = []
+    scenario.disk_ms = (0, 0)
     workload = scenario.workload
     workload.pause_ms, workload.at_once, workload.weights = 30, 2, [30, 10, 8, 18, 6, 28]
     return scenario, random
@@ -287,6 +289,14 @@ def expiring_crowds(seed: int) -> Scenario:
     return scenario
 
 
+def touched_late(seed: int) -> Scenario:
+    """Sessions that are touched when they have expired and wait to be pruned, behind crowds."""
+    scenario = expiring_crowds(seed)
+    scenario.workload.ttls_ms, scenario.workload.ids = (100, 300), ["s0", "s1"]
+    scenario.workload.weights = [20, 4, 30, 4, 4, 38]
+    return scenario
+
+
 def forgotten_origins(seed: int) -> Scenario:
     """Origins are forgotten soon, and their homes are cut off for longer than that."""
     scenario, random = _base(seed)
@@ -401,6 +411,46 @@ def leases_on_slow_disks(seed: int) -> Scenario:
     return scenario
 
 
+def power_losses(seed: int) -> Scenario:
+    """Slow disks, and all nodes lose their power at once: each keeps what it has committed, and no more."""
+    scenario, random = _base(seed)
+    scenario.local_clients = [0, 1, 2]
+    scenario.disk_ms, scenario.is_volatile = (1, 40), False
+    scenario.workload.ttls_ms = (400, 60_000)
+
+    def strike(world: World) -> None:
+        for node in world.nodes:
+            world.crash(node, keep_state=True, down_ms=random.choice([0, 30]))
+
+    scenario.faults = _every(random, 350, "all lose their power", strike)
+    return scenario
+
+
+def slow_elections(seed: int) -> Scenario:
+    """Several candidates, slow disks, and voters that lose their power just after they voted."""
+    scenario = restarting_voters(seed)
+    scenario.disk_ms, scenario.is_volatile = (5, 40), False
+    return scenario
+
+
+def rewritten_logs(seed: int) -> Scenario:
+    """Primaries are cut off with entries of their own, which others replace while disks are slow."""
+    scenario, random = _base(seed)
+    scenario.local_clients = [0, 1, 2]
+    scenario.disk_ms, scenario.is_volatile = (20, 120), False
+
+    def strike(world: World) -> None:
+        primary = world.victim(PRIMARY)
+        _isolate(primary, world, 350, they_notice=True)
+        for node in world.nodes:
+            world.scheduler.after(
+                world.random.randrange(350, 600), partial(world.crash, node, keep_state=True, down_ms=0)
+            )
+
+    scenario.faults = _every(random, 900, "the primary is cut off, then all lose their power", strike)
+    return scenario
+
+
 ALL: tuple[Directed, ...] = (
     false_alarms,
     lost_states,
@@ -418,6 +468,7 @@ ALL: tuple[Directed, ...] = (
     lost_groups,
     late_writes,
     expiring_crowds,
+    touched_late,
     forgotten_origins,
     leases_cut_off,
     leases_of_the_deposed,
@@ -425,4 +476,7 @@ ALL: tuple[Directed, ...] = (
     leases_of_the_leaving,
     leases_of_learners,
     leases_on_slow_disks,
+    power_losses,
+    slow_elections,
+    rewritten_logs,
 )

@@ -2,7 +2,9 @@
 
 A process is a `Replica` over a store, fed with frames, connections and time. The process may die, with its
 store or without; it may be paused, and finds its inputs in the kernel's buffers afterwards; and its storage
-may be slow, so that inputs come while a group commit is under way.
+may be slow, so that inputs come while transactions are under way, as with the storage thread of the real
+one. A transaction counts from its commit on: whoever dies before has only what was committed, whatever else
+was handed out to be written. So the death of a process is the loss of power, too.
 
 Other processes of the same host may read the node's copy under its lease: also while it is paused, after it
 died and while it is started again, unless its state ended with it.
@@ -10,13 +12,14 @@ died and while it is started again, unless its state ended with it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hotspare.protocol import messages
+from hotspare.protocol.commit import perform
 from hotspare.raft.messages import NOBODY
 from hotspare.raft.node import Node
 from hotspare.replica import (
@@ -95,15 +98,18 @@ class _DoomedTransaction(PlainTransaction):
 
 @dataclass(slots=True)
 class Storage:
-    """How long group commits take. In order; one at a time is under way."""
+    """How long transactions take. In order; one at a time is under way, and what gathers meanwhile shares
+    the next one."""
 
     random: Random
+    usual_ms: tuple[int, int] = (0, 0)
+    """(0, 0): in memory, at once. Else a disk."""
     slow: float = 0.0
     """How often one takes long."""
     slow_ms: tuple[int, int] = (1, 60)
 
     def delay_ms(self) -> int:
-        return self.random.randint(*self.slow_ms) if self.random.random() < self.slow else 0
+        return self.random.randint(*(self.slow_ms if self.random.random() < self.slow else self.usual_ms))
 
 
 class SimulatedNode:
@@ -127,8 +133,11 @@ class SimulatedNode:
         self._random = world.scheduler.stream(f"node {name}")
         self._patience = world.scheduler.stream(f"patience {name}")
         self._inbox: list[Callable[[], None]] = []
-        self._work: Work | None = None
-        self._is_performed = False
+        self._to_write: deque[Work] = deque()
+        self._writing: list[Work] = []
+        """The transaction under way."""
+        self._written: deque[Work] = deque()
+        """Committed, and the process has not noticed yet."""
         self._turn_timer: Timer | None = None
         self._tick_timer: Timer | None = None
         self._tick_boot_ms = 0
@@ -198,11 +207,12 @@ class SimulatedNode:
             return
         self._world.trace(self.name, "dies" if keep_state else "dies and loses its state")
         self.store.process_died()
-        if self._work is not None and not self._is_performed and self._random.random() < 0.5:
-            self._perform(self._work)
+        if self._writing and self._random.random() < 0.5:
+            self._perform(self._writing)
+        self._forget_writes()
         replica.stop()
         self._last_raft = replica.node
-        self.replica = self._work = None
+        self.replica = None
         self.is_paused = self.is_stopping = False
         self._inbox.clear()
         self._reset_shell()
@@ -393,40 +403,65 @@ class SimulatedNode:
             self._turn(patience=False)
 
     def _commit_groups(self, patience: bool) -> None:
-        while self._work is None and (work := self._replica.work(self.now, patience=patience)) is not None:
+        while (work := self._replica.work(self.now, patience=patience)) is not None:
             self._send_out()
-            self._work, self._is_performed = work, False
-            delay_ms = 0 if self.is_volatile else self.storage.delay_ms()
-            if delay_ms:
-                self._scheduler.after(delay_ms, partial(self._when_current, work, self._write))
-            else:
-                self._perform(work)
-                self._finish(work)
+            self._to_write.append(work)
+            if not self._writing:
+                self._write_next()
 
-    def _perform(self, work: Work) -> None:
-        work.perform()
-        self._applied = work.table.applied_index
-        self._world.applied(work)
+    def _write_next(self) -> None:
+        """Begins a transaction with what has gathered."""
+        works = self._writing
+        while self._to_write and not (works and works[-1].ends_transaction):
+            works.append(self._to_write.popleft())
+        self._world.met["several turns in one transaction"] += len(works) > 1
+        delay_ms = 0 if self.is_volatile else self.storage.delay_ms()
+        if delay_ms or self._written:
+            self._later(delay_ms, self._commit_late)
+        else:
+            self._commit()
+            self._notice_written()
 
-    def _when_current(self, work: Work, action: Callable[[Work], None]) -> None:
-        """Storage reports back, unless the process is another one by now."""
-        if self._work is work:
-            self.run(lambda: action(work))
+    def _commit(self) -> None:
+        self._perform(self._writing)
+        self._written += self._writing
+        self._writing = []
 
-    def _write(self, work: Work) -> None:
-        self._perform(work)
-        self._is_performed = True
-        delay_ms = self._random.randint(0, 5)
-        self._scheduler.after(delay_ms, lambda: self._when_current(work, self._finish))
+    def _commit_late(self) -> None:
+        self._commit()
+        self._later(self._random.randint(0, 5), self._notice_written)
+        if self._to_write:
+            self._write_next()
 
-    def _finish(self, work: Work) -> None:
-        self._work = None
-        self._replica.finish(work, self.now)
-        # Before the log is compacted: what was committed must be seen.
-        self._world.after_step(self)
+    def _notice_written(self) -> None:
+        while self._written:
+            self._replica.finish(self._written.popleft(), self.now)
+            # Before the log is compacted: what was committed must be seen.
+            self._world.after_step(self)
+
+    def _perform(self, works: list[Work]) -> None:
+        perform(works)
+        self._applied = works[-1].table.applied_index
+        for work in works:
+            self._world.applied(work)
+
+    def _later(self, delay_ms: int, action: Callable[[], None]) -> None:
+        """Storage reports back, unless the process is another one by then."""
+        life = self.life
+
+        def report() -> None:
+            if self.life == life:
+                self.run(action)
+
+        self._scheduler.after(delay_ms, report)
+
+    def _forget_writes(self) -> None:
+        self._to_write.clear()
+        self._writing = []
+        self._written.clear()
 
     def _die_and_restart(self) -> None:
-        self._work = None
+        self._forget_writes()
         self.crash(keep_state=True)
         self._world.restart_soon(self)
 

@@ -69,6 +69,8 @@ class Scenario:
     limits: dict[tuple[Any, str], int]
     replica_options: dict[str, Any]
     faults: list[Fault] = field(default_factory=list)
+    disk_ms: tuple[int, int] = (0, 0)
+    """How long a transaction takes on every node; (0, 0): they are in memory."""
     voters_die: float = 0.0
     """How often a server dies just after it has voted."""
     one_primary_from_ms: int | None = None
@@ -112,6 +114,7 @@ class Scenario:
         scenario.faults = draw_plan(random, nodes, 300, chaos_ms)
         scenario.is_volatile = random.random() < 0.25
         scenario.for_all = random.choice([0.0, 0.3, 1.0])
+        scenario.disk_ms = random.choice([(0, 0), (0, 0), (0, 3), (1, 15)])
         return scenario
 
 
@@ -183,7 +186,8 @@ class World:
     def _new_node(self, position: int) -> SimulatedNode:
         name = f"n{position + 1}"
         clock = NodeClock.draw(self.scheduler.stream(f"clock {name}"))
-        node = SimulatedNode(self, name, clock, Storage(self.scheduler.stream(f"storage {name}")))
+        storage = Storage(self.scheduler.stream(f"storage {name}"), self.scenario.disk_ms)
+        node = SimulatedNode(self, name, clock, storage)
         self.network.add(node)
         return node
 
@@ -560,7 +564,7 @@ def _term(node: SimulatedNode) -> int:
 def _rows(node: SimulatedNode) -> list[Row]:
     assert node.replica is not None
     transaction = node.store.begin()  # a volatile copy writes some rows only when they are asked for
-    node.replica.table.save(transaction)
+    node.replica._table.save(transaction)
     transaction.commit()
     reader = node.store.snapshot()
     rows: list[Row] = []

@@ -33,6 +33,7 @@ EXAMPLES = [
     errors.StoreFull("/data", "the disk has no room"),
     errors.StoreInUse("/data", "process 12 has it open"),
     errors.StoreForeign("/data", "it belongs to 127.0.0.1:7402"),
+    errors.StoreOutdated("/data", "it holds less than this node acknowledged"),
 ]
 
 
@@ -153,7 +154,7 @@ def test_a_conflict_says_what_was_expected_and_what_is_there():
 
 def test_each_kind_of_store_error_gives_its_own_advice():
     advices = {kind.advice for kind in kinds() if issubclass(kind, errors.StoreError)}
-    assert len(advices) == 5
+    assert len(advices) == 6
 
 
 @pytest.mark.parametrize(

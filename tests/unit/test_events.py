@@ -360,17 +360,17 @@ async def collect(events: EventStream) -> list[Event]:
 
 async def test_a_table_goes_back_to_telling_nothing_when_nobody_listens_any_more():
     async with running(1) as cluster:
-        sessions, table = cluster[0], node_of(cluster[0]).replica.table
+        sessions, replica = cluster[0], node_of(cluster[0]).replica
         events = sessions.events()
         await sessions.store_session("a", {}, MINUTE_MS)
-        assert table.is_watched
+        assert replica.is_watched
         await following(events, 1)
         del events
         gc.collect()
         await sessions.store_session("b", {}, MINUTE_MS)
-        assert not table.is_watched
+        assert not replica.is_watched
         async with sessions.events() as events:
-            assert table.is_watched
+            assert replica.is_watched
             await sessions.store_session("c", {}, MINUTE_MS)
             (event,) = await following(events, 1)
             assert isinstance(event, SessionCreated)

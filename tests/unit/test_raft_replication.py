@@ -19,7 +19,7 @@ from hotspare.raft.messages import (
     Member,
     VoteReply,
 )
-from hotspare.raft.node import MAX_APPEND_BYTES, Node, NotLeader, Role, Timing
+from hotspare.raft.node import MAX_APPEND_BYTES, Node, NotLeader, Role, StateLost, Timing
 from hotspare.raft.progress import MAX_IN_FLIGHT_APPENDS, MAX_IN_FLIGHT_BYTES, State
 from tests.unit.raft_network import EMPTY, Disk, Network, configuration, founding
 
@@ -318,11 +318,13 @@ def test_a_follower_commits_no_further_than_it_is_known_to_agree() -> None:
     assert follower.commit == 3
 
 
-def test_a_server_that_holds_less_than_its_leader_believes_does_not_commit_what_it_has_not() -> None:
-    """A restored backup, say: it is refused elsewhere, and must do no harm here."""
+def test_a_server_that_holds_less_than_it_told_its_leader_goes_no_further() -> None:
+    """A restored backup, say."""
     net = Network("abc")
-    net.node("b").step(Heartbeat("a", "b", 2, 50, 1), net.now_ms)
-    assert (net.node("b").commit, net.node("b").leader) == (0, "a")
+    with pytest.raises(StateLost, match="entry 50 was acknowledged") as caught:
+        net.node("b").step(Heartbeat("a", "b", 2, 50, 1), net.now_ms)
+    assert (caught.value.acknowledged, caught.value.held) == (50, net.node("b").log.last_index)
+    assert net.node("b").commit == 0
 
 
 def test_repeated_and_reordered_messages_change_nothing() -> None:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import random
 
+import msgspec
+import pytest
+
+from hotspare.errors import StoreOutdated
 from hotspare.protocol.messages import Envelope, Founding, FoundingReply
+from hotspare.raft.messages import VoteRequest
 from hotspare.replica import Now, Replica, ReplicaConfig
 from hotspare.store.plain import PlainStore
 
@@ -61,6 +66,64 @@ def test_two_founders_do_not_keep_each_other_busy_at_network_speed():
     net.settle(limit=1_000)
     assert 0 < net.count(Founding) <= 8
     assert net.count(FoundingReply) == net.count(Founding)
+
+
+def copy_of(store: PlainStore) -> PlainStore:
+    """As a backup has it."""
+    copy = PlainStore()
+    there, here = store.begin(), copy.begin()
+    for name in ("node", "log", "table", "sessions"):
+        for key, value in getattr(there, name).scan():
+            getattr(here, name)[key] = value
+    there.commit()
+    here.commit()
+    return copy
+
+
+def restore(net: Net, name: str, store: PlainStore) -> Replica:
+    """The node is started with another store, and its connections are made again."""
+    rng = random.Random(2)
+    replica = Replica(ReplicaConfig(name, name), store, rng.randrange, lambda: f"{rng.random()}", net.now)
+    net.replicas[name] = replica
+    for other, peer in net.replicas.items():
+        if other != name:
+            peer.peer_down(name, net.now)
+            peer.peer_up(name, replica.id, name, net.now)
+            replica.peer_up(other, peer.id, other, net.now)
+    return replica
+
+
+def test_a_node_that_was_given_an_old_copy_of_its_state_is_told_and_its_word_does_not_count():
+    net = Net()
+    net.settle()
+    net.replicas["n2"].found({name: name for name in NAMES}, 10_000, net.now)
+    net.settle()
+    store = net.replicas["n1"].store
+    assert isinstance(store, PlainStore)
+    backup = copy_of(store)
+    net.replicas["n2"].enrol(b"nonce", net.now)
+    net.settle()
+    same = copy_of(store)
+
+    restore(net, "n1", same)
+    net.settle()
+    restored = restore(net, "n1", backup)
+    with pytest.raises(StoreOutdated, match="--discard"):
+        net.settle()
+
+    other = net.replicas["n3"]
+    request = VoteRequest(restored.id, other.id, 99, 99, 99, pre=False, transfer=True)
+    envelope = Envelope(other.cluster_id, restored.id, other.id, 0, 0, request, restored.table.applied_index)
+    assert other.node is not None
+    other.receive("n1", envelope, net.now)
+    assert other.node.term < 99
+    other.receive("n1", envelope_of_now(envelope, net), net.now)
+    assert other.node.term == 99
+
+
+def envelope_of_now(envelope: Envelope, net: Net) -> Envelope:
+    """The same from a server that kept its state."""
+    return msgspec.structs.replace(envelope, applied=net.replicas["n3"].table.applied_index)
 
 
 def test_a_founding_ends_with_a_primary_that_all_follow():

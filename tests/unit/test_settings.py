@@ -236,8 +236,6 @@ def test_settings_outside_the_table_are_not_silently_ignored(tmp_path: Path):
     ("key", "value"),
     [
         ("role", "observer"),
-        ("storage_mode", "disk"),
-        ("storage_mode", "mnesia"),
         ("storage_mode", "redis"),
         *((key, "x") for key, allowed in AVAILABLE.items() if None in allowed),
     ],

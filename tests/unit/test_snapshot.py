@@ -139,6 +139,10 @@ def test_parts_are_taken_strictly_in_order():
     assert not receiver.accepts(first)
     assert not receiver.accepts(third)
     assert receiver.accepts(second)
+    assert receiver.wanted_of(9) == 0
+    receiver.note_staged(first)
+    assert receiver.wanted_of(9) == 1
+    receiver.note_staged(second)
     assert receiver.wanted_of(9) == 2
 
 
@@ -146,11 +150,15 @@ def test_another_transfer_takes_the_place_of_the_first_and_their_parts_never_mix
     receiver = SnapshotReceiver()
     old, new = new_sender(9).chunks(), new_sender(10).chunks()
     assert receiver.accepts(old[0])
+    receiver.note_staged(old[0])
 
     assert not receiver.accepts(new[1])
     assert receiver.wanted_of(9) == 1
     assert receiver.accepts(new[0])
     assert not receiver.accepts(old[1])
+    receiver.note_staged(old[0])  # what was under way when the new one came
+    assert receiver.wanted_of(10) == 0
+    receiver.note_staged(new[0])
     assert receiver.wanted_of(9) == 0
     assert receiver.wanted_of(10) == 1
 
@@ -162,6 +170,7 @@ def test_whatever_is_lost_repeated_or_late_the_copy_is_whole(seed: int):
     received: list[Row] = []
     chunks: list[SnapshotChunk] = []
     replies: list[int] = []
+    to_stage: list[SnapshotChunk] = []
     while receiver.wanted_of(9) < PARTS:
         chunks += sender.chunks()
         if chance.random() < 0.2:
@@ -174,7 +183,11 @@ def test_whatever_is_lost_repeated_or_late_the_copy_is_whole(seed: int):
                 if chance.random() < 0.8:
                     if receiver.accepts(chunk):
                         received += rows_of([chunk])
+                        to_stage.append(chunk)
                     replies.append(receiver.wanted_of(9))
+        if to_stage and chance.random() < 0.7:
+            receiver.note_staged(to_stage.pop(0))
+            replies.append(receiver.wanted_of(9))
         if replies and chance.random() < 0.7:
             wanted = replies.pop(0)
             if not sender.starts_over(wanted):

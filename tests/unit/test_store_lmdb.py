@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import lmdb
@@ -352,6 +353,49 @@ def test_a_place_where_no_directory_can_be_is_refused(tmp_path, place):
         opened(tmp_path / "file" if "way" in place else tmp_path / "file" / "store")
 
 
+def test_what_is_discarded_is_gone_and_nothing_else(tmp_path):
+    LmdbStore.discard(tmp_path / "not there")
+    store = opened(tmp_path, durable=True)
+    fill(store, b"a")
+    with pytest.raises(StoreInUse):
+        LmdbStore.discard(tmp_path)
+    assert store.ids() == [b"a"]
+    store.close()
+    (tmp_path / "notes").write_text("of somebody")
+
+    LmdbStore.discard(tmp_path)
+    assert (tmp_path / "notes").exists()
+    store = opened(tmp_path, durable=True)
+    assert store.ids() == []
+    store.close()
+
+
+def test_what_hotspare_did_not_write_is_not_discarded(tmp_path):
+    (tmp_path / "data.mdb").write_text("of another program")
+    with pytest.raises(StoreForeign):
+        LmdbStore.discard(tmp_path)
+    assert (tmp_path / "data.mdb").read_text() == "of another program"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs a user to become, to whom the directory is read-only")
+def test_a_read_only_directory_is_named_as_the_reason(monkeypatch):
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(StoreError, match="Permission denied; look at the directory and its permissi"):
+                opened(Path(directory), durable=True)
+        finally:
+            os.seteuid(0)
+
+
+def test_on_disk_the_names_of_new_directories_are_synced_too(tmp_path, monkeypatch):
+    synced: list[Path] = []
+    monkeypatch.setattr(lmdb_store, "_sync_directory", synced.append)
+    opened(tmp_path / "of" / "node", durable=True).close()
+    assert {tmp_path, tmp_path / "of", tmp_path / "of" / "node"} <= set(synced)
+
+
 # Damage and lack of room
 
 
@@ -363,10 +407,10 @@ def test_a_damaged_marker_is_reported(tmp_path, content):
         opened(tmp_path)
 
 
-def test_a_data_file_that_is_no_environment_is_refused(tmp_path):
+def test_a_data_file_that_is_no_environment_any_more_is_reported_as_corrupt(tmp_path):
     opened(tmp_path).close()
     (tmp_path / "data.mdb").write_bytes(bytes(100_000))
-    with pytest.raises(StoreForeign):
+    with pytest.raises(StoreCorrupt, match="--discard"):
         opened(tmp_path)
 
 
@@ -397,6 +441,23 @@ def test_a_full_store_says_so_and_stays_as_it_was(tmp_path):
     assert store.ids() == [b"a"]
     fill(store, b"b")
     assert store.ids() == [b"a", b"b"]
+    store.close()
+
+
+def test_a_store_that_was_full_has_room_when_it_is_opened_again(tmp_path):
+    def open_small() -> LmdbStore:
+        return LmdbStore.open(tmp_path, durable=True, map_size_bytes=1 << 18)
+
+    store = open_small()
+    written = 0
+    with suppress(StoreFull):
+        while True:
+            fill(store, b"%d" % written, data=bytes(1_000))
+            written += 1
+    store.close()
+    store = open_small()
+    assert len(store.ids()) == written
+    fill(store, b"more", data=bytes(1_000))
     store.close()
 
 
@@ -433,6 +494,24 @@ def test_a_full_file_system_is_reported_as_such(tmp_path, monkeypatch, code):
     fill(store, b"b")
     assert store.ids() == [b"b"]
     store.close()
+
+
+def test_the_file_stays_bounded_under_a_steady_load(tmp_path):
+    """Entries come and are compacted away, sessions change: freed pages are used again."""
+    store = opened(tmp_path, durable=True)
+    sizes_bytes: list[int] = []
+    for turn in range(400):
+        txn = store.begin()
+        for number in range(20):
+            index = 20 * turn + number
+            txn.log[index.to_bytes(8, "big")] = bytes(300)
+            txn.log.pop((index - 1000).to_bytes(8, "big", signed=True))
+            id = b"%d" % (index * 7919 % 2000)
+            txn.sessions[id] = record(bytes(200))
+        txn.commit()
+        sizes_bytes.append((tmp_path / "data.mdb").stat().st_size)
+    store.close()
+    assert sizes_bytes[-1] < 1.2 * sizes_bytes[150]
 
 
 # Other processes

@@ -443,9 +443,9 @@ class TestFull:
     def test_bytes_used_counts_ids_records_and_an_overhead_for_each_session(self, driver: Driver) -> None:
         driver.run(put(b"a", {"x": 1}), put(b"bcd", {}))
         expected = sum(len(id) + len(each) + SESSION_OVERHEAD_BYTES for id, each in kept(driver).items())
-        assert driver.table.bytes_used == expected
+        assert driver.table.state().bytes_used == expected
         driver.run(delete(b"a"), delete(b"bcd"))
-        assert driver.table.bytes_used == 0
+        assert driver.table.state().bytes_used == 0
 
 
 class TestInvalidCommands:
@@ -619,10 +619,10 @@ class TestPruning:
         driver.wait(20)
         driver.batch()
         assert list(kept(driver)) == ids[PRUNE_PER_BATCH - 1 :]
-        assert driver.table.prune_due(driver.store, driver.stamp_ms)
+        assert driver.table.state().prune_due(driver.store, driver.stamp_ms)
         driver.batch()
         assert list(kept(driver)) == []
-        assert not driver.table.prune_due(driver.store, driver.stamp_ms)
+        assert not driver.table.state().prune_due(driver.store, driver.stamp_ms)
 
     def test_it_goes_on_while_the_cluster_is_full(self, driver: Driver) -> None:
         driver.run(put(b"x", ttl_ms=10))
@@ -632,12 +632,12 @@ class TestPruning:
 
     def test_nothing_is_due_before_its_time(self, driver: Driver) -> None:
         driver.run(put(b"x", ttl_ms=10))
-        assert not driver.table.prune_due(driver.store, START_MS + 9)
-        assert driver.table.prune_due(driver.store, START_MS + 10)
+        assert not driver.table.state().prune_due(driver.store, START_MS + 9)
+        assert driver.table.state().prune_due(driver.store, START_MS + 10)
 
     def test_an_origin_to_be_forgotten_is_due_too(self, driver: Driver) -> None:
-        assert not driver.table.prune_due(driver.store, START_MS + ORIGIN_TTL_MS - 1)
-        assert driver.table.prune_due(driver.store, START_MS + ORIGIN_TTL_MS)
+        assert not driver.table.state().prune_due(driver.store, START_MS + ORIGIN_TTL_MS - 1)
+        assert driver.table.state().prune_due(driver.store, START_MS + ORIGIN_TTL_MS)
 
     def test_only_a_session_named_by_its_index_is_missed(self, driver: Driver) -> None:
         driver.run(put(b"x", ttl_ms=10))
@@ -654,11 +654,11 @@ class TestOrigins:
         outcomes = driver.append(REGISTRATION, Registration(b"mine", START_MS).encode())
         assert outcomes == [Registered(b"mine", index)]
         assert driver.table.has_origin(index)
-        assert driver.table.origins_count == 2
+        assert driver.table.state().origins_count == 2
 
     def test_two_registrations_under_one_nonce_are_two_origins(self, driver: Driver) -> None:
         assert driver.register() != driver.register()
-        assert driver.table.origins_count == 3
+        assert driver.table.state().origins_count == 3
 
     def test_a_command_sent_again_is_answered_from_its_stored_result_and_does_not_run(
         self, driver: Driver
@@ -766,7 +766,7 @@ class TestOrigins:
         counts = []
         for _ in range(3):
             driver.batch()
-            counts.append(driver.table.origins_count)
+            counts.append(driver.table.state().origins_count)
         assert counts == [3, 1, 0]
 
     def test_beyond_their_greatest_number_the_one_that_was_idle_for_longest_goes(
@@ -802,16 +802,7 @@ class TestPersistence:
         driver.run(put(b"x"), put(b"y"))
         driver.batch(group(driver.origin, 3, put(b"z"), seen=1))
         again = Copy(driver.store)
-        for name in (
-            "applied_index",
-            "applied_term",
-            "stamp_ms",
-            "totals",
-            "digest",
-            "bytes_used",
-            "origins_count",
-        ):
-            assert getattr(again.table, name) == getattr(driver.table, name), name
+        assert again.table.state() == driver.table.state()
         resent = encode_batch(START_MS, False, [group(driver.origin, 1, put(b"x"), put(b"y"), put(b"z"))])
         (outcome,) = again.apply(driver.next_index, BATCH, resent)
         assert isinstance(outcome, Results)
@@ -832,7 +823,7 @@ class TestPersistence:
         driver.table.reload(txn)
         driver.commit()
         assert (driver.rows(), driver.table.totals) == (before, totals)
-        assert driver.table.origins_count == 1
+        assert driver.table.state().origins_count == 1
         assert driver.table.stamp_ms == START_MS
 
     def test_the_order_in_which_origins_are_forgotten_survives_a_restart(
@@ -901,7 +892,7 @@ class TestCopies:
             payload = encode_batch(driver.stamp_ms, False, groups)
             assert driver.append(BATCH, payload) == newcomer.apply(index, BATCH, payload)
             assert driver.rows() == newcomer.rows()
-        assert newcomer.table.digest == driver.table.digest
+        assert newcomer.table.state().digest == driver.table.state().digest
         assert newcomer.table.totals == recount([])
 
     def test_on_another_store_it_is_equal_to_the_byte(self, driver: Driver) -> None:
@@ -912,7 +903,7 @@ class TestCopies:
             each.run(touch(b"x"), rotate(b"x", b"w"), delete(b"z"), delete(b"z"))
             each.batch(group(each.origin, 9, put(b"v"), seen=4))
         assert driver.rows() == other.rows()
-        assert driver.table.digest == other.table.digest
+        assert driver.table.state().digest == other.table.state().digest
 
 
 class TestDigest:
@@ -923,7 +914,7 @@ class TestDigest:
         kept(driver)
 
     def test_it_changes_with_data_expiry_and_version(self, driver: Driver) -> None:
-        seen = {driver.table.digest}
+        seen = {driver.table.state().digest}
         for command in (
             put(b"x"),
             put(b"x"),
@@ -933,10 +924,10 @@ class TestDigest:
             delete(b"x"),
         ):
             driver.run(command)
-            seen.add(driver.table.digest)
+            seen.add(driver.table.state().digest)
         assert len(seen) == 7
 
     def test_an_empty_table_has_the_digest_of_nothing(self, driver: Driver) -> None:
-        empty = driver.table.digest
+        empty = driver.table.state().digest
         driver.run(put(b"x"), put(b"y"), rotate(b"x", b"z"), delete(b"y"), delete(b"z"))
-        assert driver.table.digest == empty == "0" * 16
+        assert driver.table.state().digest == empty == "0" * 16

@@ -391,7 +391,7 @@ class Run:
         assert indexed == sorted((kept.expires_at_ms, id) for id, kept in model.sessions.items())
         assert recount(rows.items()) == copy.table.totals
         assert copy.table.stamp_ms == model.stamp_ms
-        assert copy.table.origins_count == len(model.origins)
+        assert copy.table.state().origins_count == len(model.origins)
         assert all(copy.table.has_origin(origin) for origin in model.origins)
 
     def finish(self) -> None:
@@ -400,7 +400,7 @@ class Run:
         for copy in copies:
             self.compare_with_model(copy)
             assert copy.rows() == self.first.rows()
-            assert copy.table.digest == self.first.table.digest
+            assert copy.table.state().digest == self.first.table.state().digest
 
 
 def new_lmdb_store(cleanup: ExitStack) -> Store:

@@ -144,6 +144,11 @@ def _add_serve(commands: Commands[_Parser]) -> None:
         """,
     )
     _add_node_options(command)
+    command.add_argument(
+        "--discard",
+        action="store_true",
+        help="gives up what this node has stored: it starts as a new server and copies from the others",
+    )
 
 
 def _add_run(commands: Commands[_Parser]) -> None:
@@ -190,10 +195,10 @@ def _add_node_options(command: _Parser) -> None:
     command.add_argument(
         "--storage",
         metavar="MODE",
-        help="where sessions live; memory (the default) survives all but a reboot",
+        help="where sessions live: memory (the default) survives all but a reboot, disk that too",
     )
     command.add_argument(
-        "--data-dir", metavar="DIR", help="where it keeps its store; chosen by the mode if not"
+        "--data-dir", metavar="DIR", help="where it keeps its store; in memory mode chosen for it if not"
     )
     command.add_argument(
         "--config", metavar="FILE", help="the settings file (default: hotspare.toml, if there)"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from hotspare.errors import HotspareError, OutcomeUnknown, VersionConflict
+from hotspare.errors import HotspareError, OutcomeUnknown, StoreError, VersionConflict
 
 __all__ = ["Exit", "exit_for", "table"]
 
@@ -19,6 +19,7 @@ class Exit(IntEnum):
     FAILED = 2
     UNKNOWN = 3
     DEFECT = 4
+    STORE = 5
     INTERRUPTED = 130
     UNREAD = 141
 
@@ -29,6 +30,7 @@ MEANINGS = {
     Exit.FAILED: "not done: nobody reachable, refused, or called wrongly",
     Exit.UNKNOWN: "a write was sent and not answered: whether it took effect is unknown",
     Exit.DEFECT: "a defect in hotspare itself; please report it",
+    Exit.STORE: "a node's store is in use, foreign, full, damaged or outdated: first see to that",
     Exit.INTERRUPTED: "interrupted (Ctrl-C)",
     Exit.UNREAD: "whoever read the output went away",
 }
@@ -40,6 +42,8 @@ def exit_for(error: HotspareError) -> Exit:
             return Exit.NO
         case OutcomeUnknown():
             return Exit.UNKNOWN
+        case StoreError():
+            return Exit.STORE
     return Exit.FAILED
 
 

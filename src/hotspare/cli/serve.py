@@ -18,7 +18,9 @@ from hotspare.cli.exits import Exit
 from hotspare.cluster.lease import LeasePage
 from hotspare.cluster.node import ClusterNode
 from hotspare.cluster.transport import MAX_CLIENTS, MAX_HANDSHAKES, MAX_PEERS
-from hotspare.errors import ConfigError, StoreError
+from hotspare.cluster.verification import inspect_store, verify_store
+from hotspare.errors import ConfigError, StoreError, StoreForeign
+from hotspare.session import verify_record
 from hotspare.settings import Settings
 from hotspare.store.lmdb import LmdbStore, current_boot_id, default_directory, share
 
@@ -30,7 +32,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 MAP_SIZE_FACTOR = 4
 """Of `max_memory_bytes`: pages are not full, and an arriving snapshot lies beside what it replaces. It is
-address space, not memory."""
+address space, not memory, nor room on a disk."""
 MAP_SIZE_RESERVE_BYTES = 2**30
 """For the log."""
 OPEN_FILES = 2 * (MAX_CLIENTS + MAX_PEERS + MAX_HANDSHAKES)
@@ -41,6 +43,8 @@ def serve(options: Namespace) -> int:
     """Raises ConfigError or StoreError when the node cannot start, or cannot go on."""
     settings = load_settings(options)
     _allow_connections()
+    if options.discard:
+        discard_store(settings)
     store = open_store(settings)
     try:
         log_to_stderr(options.log_level)
@@ -86,12 +90,35 @@ def load_settings(options: Namespace) -> Settings:
     return settings
 
 
+def _directory(settings: Settings) -> Path:
+    if settings.data_dir:
+        return Path(settings.data_dir)
+    if settings.storage_mode == "disk":
+        raise ConfigError("data_dir", "disk mode needs a directory, and none is set", "a directory on a disk")
+    return default_directory(settings.node)
+
+
+def discard_store(settings: Settings) -> None:
+    """At an operator's word: what this node has stored is given up."""
+    directory = _directory(settings)
+    if not directory.exists():
+        return
+    owner = inspect_store(directory).owner
+    if owner not in ("", settings.node):
+        raise StoreForeign(str(directory), f"it is the directory of node {owner}, which keeps its state")
+    LmdbStore.discard(directory)
+
+
 def open_store(settings: Settings) -> LmdbStore:
-    directory = Path(settings.data_dir) if settings.data_dir else default_directory(settings.node)
+    directory = _directory(settings)
+    durable = settings.storage_mode == "disk"
     return LmdbStore.open(
         directory,
-        durable=settings.storage_mode == "disk",
+        durable=durable,
         map_size_bytes=MAP_SIZE_FACTOR * settings.max_memory_bytes + MAP_SIZE_RESERVE_BYTES,
+        # What is in memory was written under this boot, and is as good as what the process holds itself.
+        inspect=verify_store if durable else None,
+        verify=verify_record if durable else None,
     )
 
 

@@ -24,6 +24,7 @@ from hotspare.cluster.reading import LocalReads
 from hotspare.cluster.security import Security
 from hotspare.cluster.service import ClientSession, traceback_of
 from hotspare.cluster.statistics import Statistics
+from hotspare.cluster.storage import AtOnce, OnThread, Storage
 from hotspare.cluster.transport import MAX_COMPLAINTS, Accepted, Transport
 from hotspare.cluster.wire import Hello, Rejected, RejectionCode, Welcome
 from hotspare.cluster.writer import Writer, size_of
@@ -44,6 +45,7 @@ from hotspare.errors import (
 )
 from hotspare.events import Event, PrimaryChanged, RoleChanged
 from hotspare.protocol import messages
+from hotspare.protocol.commit import Work
 from hotspare.raft.node import Timing
 from hotspare.replica import (
     LeaderChanged,
@@ -98,6 +100,7 @@ class ClusterNode:
         self.has_copy = True
         self._replica: Replica | None = None
         self._transport: Transport | NoTransport | None = None
+        self._storage: Storage = AtOnce()
         self._homes: dict[int, Home] = {}
         self._enrolling: dict[bytes, Home] = {}
         self._contexts: dict[int, asyncio.Future[Any]] = {}
@@ -163,6 +166,8 @@ class ClusterNode:
         except StoreError:
             await transport.stop()
             raise
+        if settings.storage_mode == "disk":
+            self._storage = OnThread(self._on_stored)
         self._dial()
         self._on_timer()
         if not settings.enabled:
@@ -245,6 +250,7 @@ class ClusterNode:
             await self._transport.stop()
         replica, self._replica = self._replica, None
         self._reads.close()
+        await self._storage.stop()
         if replica is not None:
             replica.stop()
         self.store.close()
@@ -456,7 +462,11 @@ class ClusterNode:
         answer = _VERBS.get(verb)
         if answer is None:
             raise ProtocolError(f"it called {verb!r:.40}", f"one of {', '.join(_VERBS)}")
-        return await answer(self, timeout_ms, **arguments)
+        try:
+            return await answer(self, timeout_ms, **arguments)
+        except StoreError as exc:
+            self._fail(exc)  # what is damaged in one place may be so in others
+            raise
 
     async def _call_get(self, timeout_ms: int, id: bytes, how: Read) -> bytes | None:
         _check_key(id)
@@ -512,14 +522,14 @@ class ClusterNode:
         if not self._is_watched:
             self._is_watched = True
             self._role = status.role_of(replica)
-            replica.table.watch(True)
+            replica.is_watched = True
         return self._feeds.open(max_waiting)
 
     def _publish(self, events: list[Event]) -> None:
         self._feeds.publish(events)
         if not self._feeds:
             self._is_watched = False
-            self.replica.table.watch(False)
+            self.replica.is_watched = False
 
     def _publish_role(self, replica: Replica) -> None:
         role, previous = status.role_of(replica), self._role
@@ -579,6 +589,11 @@ class ClusterNode:
         except Exception as exc:
             self._fail(exc)
 
+    def _on_stored(self) -> None:
+        """On the storage's thread."""
+        with suppress(RuntimeError):  # the loop may be closed by now, if whoever ran it did not wait
+            self._loop.call_soon_threadsafe(self._schedule)
+
     def _catch_up(self) -> None:
         """What nobody waited for has waited long enough."""
         self._is_catching_up = False
@@ -589,12 +604,13 @@ class ClusterNode:
         replica = self.replica
         if self._writer.origin.has_waiting:
             self._send_own_writes(now)
+        storage = self._storage
+        for done in storage.done():
+            self._finish(replica, done, now)
         while (work := replica.work(now, patience=patience)) is not None:
             self._send_out(replica)  # before the work: the others begin while we write
-            work.perform()
-            replica.finish(work, now)
-            if work.events:
-                self._publish(work.events)
+            for done in storage.submit(work):
+                self._finish(replica, done, now)
             if clocks.boot_ms() - now.boot_ms >= MAX_TURN_MS:
                 self._schedule()  # heartbeats never wait behind a long log or snapshot
                 break
@@ -611,6 +627,11 @@ class ClusterNode:
             self._is_catching_up = True
             self._loop.call_later(PATIENCE_S, self._catch_up)
         self._arm_timer(replica, now)
+
+    def _finish(self, replica: Replica, work: Work, now: Now) -> None:
+        replica.finish(work, now)
+        if work.events:
+            self._publish(work.events)
 
     def _send_out(self, replica: Replica) -> None:
         outbox = replica.take_outbox()
@@ -808,6 +829,9 @@ class ClusterNode:
                 replica.receive(name, envelope, now)
             except ProtocolError as exc:
                 self._complain(name, f"{exc.problem}; expected {exc.expected}")
+            except StoreError as exc:
+                self._fail(exc)
+                return
         if replica.is_leader:
             self._note_acknowledged(name, replica)
         if self._is_pump_scheduled or not replica.has_outputs:

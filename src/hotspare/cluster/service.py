@@ -111,14 +111,14 @@ class ClientSession:
 
     def _accept(self, group: RawGroup, proof: bytes, *, is_confirmed: bool = False) -> None:
         """Nobody writes under the number of somebody else, who would take the answers for their own."""
-        origin, table = group.origin, self._node.replica.table
-        if origin not in self._origins and table.has_origin(origin):
-            if not table.is_registered(origin, proof):
+        origin, replica = group.origin, self._node.replica
+        if origin not in self._origins and replica.has_origin(origin):
+            if not replica.is_registered(origin, proof):
                 raise ProtocolError("it writes under a registration that is not its own", "its own")
             self._origins.add(origin)
         if origin in self._origins:
             self._node.submit(group, self)
-        elif is_confirmed or origin <= table.applied_index:  # it is none any more
+        elif is_confirmed or origin <= replica.table.applied_index:  # it is none any more
             self.unknown(origin)
         else:
             self._start(self._accept_later(group, proof))

@@ -1,14 +1,20 @@
-"""A group commit: everything that one turn of a node has to write, as one transaction."""
+"""A group commit: everything that one turn of a node has to write, or several turns, as one transaction.
+
+Several pieces of work may be under way at once: the node goes on while a disk writes. They are performed in
+order, by one thread at a time, and meanwhile nobody else touches the table: what others may know of it is the
+`TableState` that each piece leaves behind. What gathers while one transaction runs shares the next one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hotspare.events import Event
-from hotspare.raft.messages import ServerId, SnapshotMark
+from hotspare.raft.messages import ServerId, SnapshotChunk, SnapshotMark
 from hotspare.raft.node import Ready
 from hotspare.store import Row, SnapshotReader, Store, Transaction, journal
-from hotspare.table import Outcome, Table
+from hotspare.table import Outcome, Table, TableState
 
 
 @dataclass(slots=True)
@@ -20,8 +26,12 @@ class Work:
     ready: Ready
     staged: list[tuple[bool, list[Row]]]
     """Parts of an arriving snapshot; True: the first of a transfer, what was staged before is void."""
+    received: list[SnapshotChunk]
+    """Those parts, to be answered when they are staged; without the one that completes the snapshot."""
     compacted: SnapshotMark | None
     """Where the log begins from now on, if that changed."""
+    is_watched: bool = False
+    """Whether somebody listens to `events`."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     """What came of the entries that were applied."""
@@ -29,22 +39,19 @@ class Work:
     """(follower, snapshot opened for it, the index it ends at)."""
     events: list[Event] = field(default_factory=list)
     """What happened to the sessions, if anybody listens."""
+    state: TableState | None = None
+    """What the table is after it; None: as before."""
+
+    @property
+    def ends_transaction(self) -> bool:
+        """The copy that a snapshot replaces may be in use until the next transaction."""
+        return self.ready.snapshot is not None
 
     def perform(self) -> None:
-        """Raises StoreError or ProtocolError; then nothing of it is there, and the node must stop."""
-        transaction = self.store.begin()
-        try:
-            self._write(transaction)
-            self._apply(transaction)
-            transaction.commit()
-            self.events = self.table.take_events()
-        except BaseException:
-            transaction.abort()
-            raise
-        for follower in self.ready.snapshots_wanted:
-            self.readers.append((follower, self.store.snapshot(), self.table.applied_index))
+        """As `perform` of this alone."""
+        perform((self,))
 
-    def _write(self, transaction: Transaction) -> None:
+    def write(self, transaction: Transaction) -> None:
         ready = self.ready
         if ready.number or ready.snapshot is not None:
             journal.save_ready(transaction, ready.hard_state, ready.append, ready.snapshot)
@@ -58,10 +65,45 @@ class Work:
         if self.compacted is not None and not self.store.volatile:
             journal.compact(transaction, self.compacted)
 
-    def _apply(self, transaction: Transaction) -> None:
-        table = self.table
-        for entry in self.ready.committed:
+    def apply(self, transaction: Transaction) -> None:
+        table, ready = self.table, self.ready
+        table.watch(self.is_watched)
+        for entry in ready.committed:
             self.outcomes += table.apply(transaction, entry.index, entry.term, entry.kind, entry.payload)
-        volatile, snapshots_wanted = self.store.volatile, self.ready.snapshots_wanted
-        if snapshots_wanted if volatile else self.ready.committed:
-            table.save(transaction)  # what nobody starts from is needed for snapshots only
+        if ready.committed or ready.snapshot is not None:
+            self.state = table.state()
+        if self.is_watched:
+            self.events = table.take_events()
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the table's own rows are needed: in a volatile store only for snapshots."""
+        return bool(self.ready.snapshots_wanted if self.store.volatile else self.ready.committed)
+
+    def open_snapshots(self) -> None:
+        for follower in self.ready.snapshots_wanted:
+            self.readers.append((follower, self.store.snapshot(), self.table.applied_index))
+
+
+def perform(works: Sequence[Work]) -> None:
+    """In order, in one transaction; only the last may be one that `ends_transaction`.
+
+    Raises StoreError or ProtocolError; then nothing of it is there, and the node must stop.
+    """
+    store, table = works[0].store, works[0].table
+    transaction = store.begin()
+    try:
+        needs_rows = False
+        for work in works:
+            work.write(transaction)
+            work.apply(transaction)
+            needs_rows = needs_rows or work.needs_rows
+        if needs_rows:
+            table.save(transaction)
+        transaction.commit()
+    except BaseException:
+        transaction.abort()
+        raise
+    for work in works:
+        if work.ready.snapshots_wanted:
+            work.open_snapshots()

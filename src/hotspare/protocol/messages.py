@@ -33,7 +33,8 @@ class Introduction(msgspec.Struct, array_like=True, frozen=True, tag="intro"):
 
     `cluster_id` is the cluster that I belong to (its configuration names me), or adopted, or nothing.
     `empty`: I have no state, so I can be founded or join. `replica_nodes`: the names (mine included) with
-    which I was told to found a cluster, in order; empty when nobody told me.
+    which I was told to found a cluster, in order; empty when nobody told me. `remembered`: up to which index
+    the receiver has told me that it holds the log; if it does not, its state is not what it was.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Introduction(msgspec.Struct, array_like=True, frozen=True, tag="intro"):
     cluster_id: str
     empty: bool
     replica_nodes: tuple[str, ...] = ()
+    remembered: int = 0
 
 
 class Founding(msgspec.Struct, array_like=True, frozen=True, tag="found"):

@@ -46,12 +46,16 @@ class Peers(dict[str, Peer]):
         return any(peer.up and peer.id == server for peer in self.values())
 
     def heard(self, name: str, envelope: Envelope, wall_ms: int) -> bool:
-        """Takes what every message tells of its sender. False: the sender is no longer who answers there."""
+        """Takes what every message tells of its sender. False if its word must not count: it is no longer who
+        answers there; or it told us once that it holds more than it holds by this message, which is late,
+        or comes from a server that an old copy of its state was put under."""
         peer = self.get(name)
         if peer is None:
             return True
         if peer.id != envelope.sender:
             return not peer.up
+        if envelope.applied < peer.applied:
+            return False
         peer.wall_skew_ms = envelope.wall_ms - wall_ms
         if envelope.applied > peer.applied:
             peer.applied = envelope.applied

@@ -127,21 +127,29 @@ class SnapshotReceiver:
 
     transfer: int = 0
     wanted: int = 0
+    staged: int = 0
+    """Parts that are in the store: <= wanted. Only they are acknowledged, so no more than a window of parts
+    ever waits for a slow disk."""
 
     def accepts(self, chunk: SnapshotChunk) -> bool:
         """Whether this is the part to stage now. The first part of another transfer begins anew."""
         if chunk.transfer != self.transfer and chunk.sequence == 0:
-            self.transfer, self.wanted = chunk.transfer, 0
+            self.transfer, self.wanted, self.staged = chunk.transfer, 0, 0
         if chunk.transfer != self.transfer or chunk.sequence != self.wanted:
             return False
         self.wanted += 1
         return True
 
+    def note_staged(self, chunk: SnapshotChunk) -> None:
+        if chunk.transfer == self.transfer:
+            self.staged = chunk.sequence + 1
+
     def wanted_of(self, transfer: int) -> int:
-        return self.wanted if transfer == self.transfer else 0
+        """Which part to ask for: the first one that is not staged."""
+        return self.staged if transfer == self.transfer else 0
 
     def reset(self) -> None:
-        self.transfer, self.wanted = 0, 0
+        self.transfer, self.wanted, self.staged = 0, 0, 0
 
 
 class Transfers:

@@ -103,6 +103,16 @@ class ChangeRefused(Exception):
         self.reason = reason
 
 
+class StateLost(Exception):
+    """This server holds less than it has acknowledged in this very term: its state is not what it was, and
+    its votes may be forgotten too. It must not go on under its identity."""
+
+    def __init__(self, acknowledged: int, held: int) -> None:
+        super().__init__(f"entry {acknowledged} was acknowledged, and the log ends with {held}")
+        self.acknowledged = acknowledged
+        self.held = held
+
+
 class ReadReady(NamedTuple):
     """A read may be answered from any copy that has applied everything up to `read_index`."""
 
@@ -618,10 +628,9 @@ class Node:
 
     def _on_heartbeat(self, message: Heartbeat) -> None:
         self._follow(message.sender)
-        # A leader tells nobody of more than it holds; only a server that lost what it acknowledged can be
-        # short.
-        if message.commit <= self.log.last_index:
-            self._learn_commit(message.commit)
+        if message.commit > self.log.last_index:  # a leader tells nobody of more than it acknowledged
+            raise StateLost(message.commit, self.log.last_index)
+        self._learn_commit(message.commit)
         if message.round:
             self._send(HeartbeatReply(self.id, message.sender, self.term, message.round))
 

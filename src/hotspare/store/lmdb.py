@@ -16,6 +16,10 @@ are valid only under the boot they were written under. With it every commit is o
 Then LMDB's default flags must stay: without its syncs, pages of acknowledged transactions could be reused.
 (WRITEMAP would save a third of a write's time, and turn a full tmpfs into SIGBUS.)
 
+**Damage.** LMDB's pages have no checksums: what a disk has damaged may end the process that reads it, or
+read as "no such session". So whoever opens a durable store may have it inspected before any of it is mapped
+(`inspect`), and each record that leaves it verified (`verify`).
+
 **Transactions** collect their changes in dictionaries and write them at the end, sorted: neighbours then
 share the walk down the tree and the copied page, and what was written twice is written once. LMDB demands
 that a write transaction stays on the thread that began it.
@@ -27,6 +31,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import secrets
 import stat
 import subprocess
@@ -65,6 +70,9 @@ _READER_CHECK_TRANSACTIONS: Final = 1024
 """So often we look for readers that died in mid-read: what they were reading could never be reused."""
 
 _NEVER: Final = 1 << 64
+
+Verify = Callable[[bytes, bytes], None]
+"""Raises StoreCorrupt unless the record (second) is whole and of that id (first)."""
 
 
 def default_directory(node: str) -> Path:
@@ -128,6 +136,7 @@ class LmdbStore:
         self._begin: Callable[..., lmdb.Transaction[bytes]] = environment.begin
         self._owner: int | None = owner
         self._opened_in_pid = os.getpid()
+        self._verify: Verify | None = None
         self._node = environment.open_db(b"node")
         self._log = environment.open_db(b"log")
         self._store = environment.open_db(b"store")
@@ -150,23 +159,33 @@ class LmdbStore:
 
     @staticmethod
     def open(
-        path: str | os.PathLike[str], *, durable: bool, map_size_bytes: int, boot_id: str | None = None
+        path: str | os.PathLike[str],
+        *,
+        durable: bool,
+        map_size_bytes: int,
+        boot_id: str | None = None,
+        inspect: Callable[[Path], None] | None = None,
+        verify: Verify | None = None,
     ) -> LmdbStore:
         """Opens or creates the store in the directory `path`.
 
-        `map_size_bytes` is the most that it can ever hold; address space is taken for it, memory is not.
-        Not `durable`, its contents are thrown away if `boot_id` (of this boot, unless given) is another one
-        than theirs. Raises StoreError, StoreInUse, StoreForeign, StoreCorrupt, StoreFull.
+        `map_size_bytes` is the most that it can hold until it is opened again; address space is taken for it,
+        memory is not. Not `durable`, its contents are thrown away if `boot_id` (of this boot, unless given)
+        is another one than theirs. `inspect` is called with the directory before anything that was stored is
+        read, `verify` with each session's id and record that leaves the store; both raise StoreError where
+        something is wrong. Raises StoreError, StoreInUse, StoreForeign, StoreCorrupt, StoreFull.
         """
         directory = Path(path)
         with _translated(directory):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_directory(directory)
             owner = _lock(directory)
             try:
                 _claim(directory, "" if durable else boot_id or current_boot_id())
+                if inspect is not None and (directory / _DATA).exists():
+                    inspect(directory)
                 environment = lmdb.open(
                     str(directory),
-                    map_size=map_size_bytes,
+                    map_size=_map_size_bytes(directory, map_size_bytes),
                     max_dbs=MAX_DATABASES,
                     max_readers=MAX_READERS,
                     max_spare_txns=1,
@@ -179,13 +198,35 @@ class LmdbStore:
                         _sync_directory(directory)
                     _fill_up(directory / _DATA, environment)
                     environment.reader_check()
-                    return LmdbStore(directory, environment, owner)
+                    store = LmdbStore(directory, environment, owner)
+                    if verify is not None:
+                        store._verify, store.get = verify, store._get_verified  # type: ignore[method-assign]
+                    return store
                 except BaseException:
                     environment.close()
                     raise
             except BaseException:
                 os.close(owner)
                 raise
+
+    @staticmethod
+    def discard(path: str | os.PathLike[str]) -> None:
+        """Empties the directory of a store that nobody uses, so that its node starts as a new server. What
+        hotspare did not write stays, and so does what another process has open. Raises StoreError."""
+        directory = Path(path)
+        with _translated(directory):
+            if not directory.exists():
+                return
+            owner = _lock(directory)
+            try:
+                if (directory / _DATA).exists() and not (directory / _MARKER).exists():
+                    raise StoreForeign(str(directory), f"it holds a {_DATA} that hotspare did not write")
+                # The marker goes last: without it, what is left would look like somebody else's.
+                for name in (_DATA, _LOCK, _MARKER):
+                    (directory / name).unlink(missing_ok=True)
+                _sync_directory(directory)
+            finally:
+                os.close(owner)
 
     def begin(self) -> LmdbTransaction:
         with self._translated():
@@ -208,6 +249,13 @@ class LmdbStore:
         except lmdb.Error as exc:
             raise _failure(self.path, exc) from exc
 
+    def _get_verified(self, id: bytes, /) -> bytes | None:
+        record = LmdbStore.get(self, id)
+        if record is not None:
+            assert self._verify is not None
+            self._verify(id, record)
+        return record
+
     def ids(self) -> list[bytes]:
         with self._reading() as (txn, current), txn.cursor(current.sessions) as cursor:
             return list(cursor.iternext(keys=True, values=False))
@@ -216,7 +264,11 @@ class LmdbStore:
         with self._reading() as (txn, current), txn.cursor(current.sessions) as cursor:
             if not cursor.set_range(after) or (cursor.key() == after and not cursor.next()):
                 return []
-            return list(islice(cursor.iternext(), limit))
+            records = list(islice(cursor.iternext(), limit))
+        if self._verify is not None:
+            for id, record in records:
+                self._verify(id, record)
+        return records
 
     def due_count(self, now_ms: int, at_most: int = NO_LIMIT) -> int:
         if now_ms < self._quiet_until_ms:
@@ -232,7 +284,7 @@ class LmdbStore:
 
     def snapshot(self) -> LmdbSnapshot:
         with self._translated():
-            return LmdbSnapshot(self.path, self._begin(), self._current)
+            return LmdbSnapshot(self.path, self._begin(), self._current, self._verify)
 
     def close(self) -> None:
         """May be called twice. Whoever uses the store afterwards gets a StoreError."""
@@ -432,14 +484,26 @@ class LmdbExpiry:
 class LmdbSnapshot:
     """A read transaction, open until `close`. The rows come in key order, those of `table` first."""
 
-    def __init__(self, path: Path, txn: lmdb.Transaction[bytes], generation: _Generation) -> None:
+    def __init__(
+        self,
+        path: Path,
+        txn: lmdb.Transaction[bytes],
+        generation: _Generation,
+        verify: Verify | None,
+    ) -> None:
         self._path = path
         self._txn = txn
         self._rows = self._all(generation)
+        self._verify = verify
 
     def read(self, max_bytes: int) -> list[Row]:
         with _translated(self._path):
-            return take_rows(self._rows, max_bytes)
+            rows = take_rows(self._rows, max_bytes)
+        if self._verify is not None:
+            for space, key, value in rows:
+                if space == "sessions":
+                    self._verify(key, value)
+        return rows
 
     def close(self) -> None:
         self._rows = iter([])
@@ -451,6 +515,43 @@ class LmdbSnapshot:
                 yield name, key, value
 
 
+class LmdbView(NamedTuple):
+    """What is committed, for whoever looks at a store that nobody writes."""
+
+    node: LmdbSpace
+    log: LmdbSpace
+    table: LmdbSpace
+    sessions: LmdbSpace
+    indexed: int
+    """How many sessions the expiry index names."""
+
+
+@contextmanager
+def view(path: str | os.PathLike[str]) -> Iterator[LmdbView | None]:
+    """Opens a store that no process writes, to look at it; None if nothing was ever stored there. Raises
+    StoreError."""
+    directory = Path(path)
+    with (
+        _translated(directory),
+        lmdb.open(str(directory), readonly=True, lock=False, max_dbs=MAX_DATABASES) as environment,
+    ):
+        try:
+            names = (b"node", b"log", b"store")
+            node, log, store = (environment.open_db(name, create=False) for name in names)
+            generations = [_open_generation(environment, number, create=False) for number in (0, 1)]
+        except lmdb.NotFoundError:
+            yield None
+            return
+        with environment.begin() as txn:
+            current = generations[int(txn.get(GENERATION_KEY, b"0", store))]
+            node_space, log_space, table, sessions = (
+                LmdbSpace(directory, txn, database)
+                for database in (node, log, current.table, current.sessions)
+            )
+            indexed = txn.stat(current.expiry)["entries"]
+            yield LmdbView(node_space, log_space, table, sessions, indexed)
+
+
 class _Generation(NamedTuple):
     number: int
     table: lmdb._Database
@@ -458,9 +559,9 @@ class _Generation(NamedTuple):
     expiry: lmdb._Database
 
 
-def _open_generation(environment: lmdb.Environment, number: int) -> _Generation:
+def _open_generation(environment: lmdb.Environment, number: int, *, create: bool = True) -> _Generation:
     names = (f"{name}.{number}".encode() for name in ("table", "sessions", "expiry"))
-    return _Generation(number, *map(environment.open_db, names))
+    return _Generation(number, *(environment.open_db(name, create=create) for name in names))
 
 
 def _put(txn: lmdb.Transaction[bytes], database: lmdb._Database, rows: list[tuple[bytes, bytes]]) -> None:
@@ -493,6 +594,24 @@ def _make_private(directory: Path) -> None:
             "it must be a directory that belongs to this user, with no one else allowed to write; remove it, "
             "or set data_dir",
         )
+
+
+def _make_directory(directory: Path) -> None:
+    """The names of new directories, too, must be on the disk before anything in them counts."""
+    missing = [each for each in (directory, *directory.parents) if not each.exists()]
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
+        _sync_directory(each.parent)
+    if not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+
+
+def _map_size_bytes(directory: Path, wanted_bytes: int) -> int:
+    """A store that has filled its map finds a larger one when it is opened again."""
+    try:
+        return max(wanted_bytes, 2 * (directory / _DATA).stat().st_size)
+    except FileNotFoundError:
+        return wanted_bytes
 
 
 def _lock(directory: Path) -> int:
@@ -586,8 +705,9 @@ def _translated(path: Path) -> Iterator[None]:
         raise _failure(path, exc) from exc
 
 
-_FOREIGN = (lmdb.VersionMismatchError, lmdb.InvalidError, lmdb.IncompatibleError)
-_CORRUPT = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError)
+_FOREIGN = (lmdb.VersionMismatchError, lmdb.IncompatibleError)
+# Where there was no store of ours, nothing is opened: so what LMDB does not recognise was one once.
+_CORRUPT = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.PanicError)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ALMOST_NOTHING_BYTES = 1 << 20
 
@@ -605,9 +725,13 @@ def _failure(path: Path, exc: lmdb.Error | OSError) -> StoreError:
 
 
 def _is_full(path: Path) -> bool:
-    """LMDB reports the last page that fits only in part as an input/output error."""
+    """LMDB reports what fits only in part as an input/output error."""
     free = os.statvfs(path)
-    return free.f_bavail * free.f_frsize < _ALMOST_NOTHING_BYTES
+    room_bytes = free.f_bavail * free.f_frsize
+    limit_bytes, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit_bytes != resource.RLIM_INFINITY:
+        room_bytes = min(room_bytes, limit_bytes - (path / _DATA).stat().st_size)
+    return room_bytes < _ALMOST_NOTHING_BYTES
 
 
 # Forks
