@@ -105,7 +105,7 @@ def a_vote_is_forgotten_in_a_restart() -> AbstractContextManager[object]:
     return changed(Node, "__init__", "self.vote = hard_state.vote", "self.vote = NOBODY")
 
 
-@bug(within=40, scenario=directed.restarting_voters)
+@bug(within=40, scenario=directed.slow_elections)
 def a_vote_leaves_before_it_is_written() -> AbstractContextManager[object]:
     return changed(
         Node, "_send_when_durable", "if number > self._persisted:", "if number > self._persisted + 9:"
@@ -317,8 +317,8 @@ def two_registrations_share_an_id() -> AbstractContextManager[object]:
     return changed(
         Table,
         "_register",
-        "self._origins.register(txn.table, index, self.stamp_ms)",
-        "index &= ~7\n    self._origins.register(txn.table, index, self.stamp_ms)",
+        "self._origins.register(txn.table, index,",
+        "index &= ~7\n    self._origins.register(txn.table, index,",
     )
 
 

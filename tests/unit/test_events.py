@@ -403,9 +403,11 @@ async def test_a_client_whose_home_is_lost_is_told_that_it_missed_something():
         assert event == Missed(None)
         assert home_of(client) != home
         await client.store_session("b", {}, MINUTE_MS)
-        while not isinstance(heard := (await following(events, 1))[0], SessionCreated):
-            assert isinstance(heard, PrimaryChanged | RoleChanged)
-        assert heard.id == "b"
+        heard: list[Event] = []
+        while not heard or not isinstance(heard[-1], SessionCreated) or heard[-1].id != "b":
+            heard += await following(events, 1)
+        # The copy there may show "a" only now.
+        assert all(isinstance(each, PrimaryChanged | RoleChanged | SessionCreated) for each in heard)
 
 
 async def test_a_client_that_does_not_ask_is_sent_nothing_and_told_later():
