@@ -297,7 +297,7 @@ def the_highest_number_wins() -> AbstractContextManager[object]:
         Table,
         "_run_group",
         "if done < 0 or",
-        "if done < 0:\n        origin.keep(table, [version] * -done)\n        done = 0\n    if",
+        "if done < 0:\n        origin.keep([version] * -done)\n        done = 0\n    if",
     )
 
 
@@ -317,8 +317,8 @@ def two_registrations_share_an_id() -> AbstractContextManager[object]:
     return changed(
         Table,
         "_register",
-        "self._origins.register(txn.table, index, self.stamp_ms)",
-        "index &= ~7\n    self._origins.register(txn.table, index, self.stamp_ms)",
+        "self._origins.register(txn.table, index, self.stamp_ms, ",
+        "index &= ~7\n    self._origins.register(txn.table, index, self.stamp_ms, ",
     )
 
 
