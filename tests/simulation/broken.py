@@ -297,7 +297,7 @@ def the_highest_number_wins() -> AbstractContextManager[object]:
         Table,
         "_run_group",
         "if done < 0 or",
-        "if done < 0:\n        origin.keep(table, [version] * -done)\n        done = 0\n    if",
+        "if done < 0:\n        origin.keep([version] * -done)\n        done = 0\n    if",
     )
 
 

@@ -223,12 +223,16 @@ def test_a_cluster_that_is_not_there_is_exit_code_2(capsys):
         (["--storage", "paper"], "setting storage_mode"),
         (["--replicas", "127.0.0.1:1,127.0.0.1:1"], "listed twice"),
         (["--config", "no-such-file.toml"], "cannot be read"),
-        (["--data-dir", "/dev/null/x"], "the store in /dev/null/x failed"),
     ],
 )
 def test_a_node_that_cannot_start_says_why(capsys, argv, complaint):
     assert run("serve", *argv) == Exit.FAILED
     assert complaint in capsys.readouterr().err
+
+
+def test_a_store_that_cannot_be_opened_has_an_exit_code_of_its_own(capsys):
+    assert run("serve", "--data-dir", "/dev/null/x") == Exit.STORE
+    assert "the store in /dev/null/x failed" in capsys.readouterr().err
 
 
 def test_the_versions_are_printed(capsys):

@@ -38,6 +38,7 @@ def test_the_errors_are_these():
         "StoreForeign",
         "StoreFull",
         "StoreInUse",
+        "StoreOutdated",
         "Unavailable",
         "Undecryptable",
         "UnknownNode",

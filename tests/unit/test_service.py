@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 
 from hotspare.cluster import calls, service
@@ -99,7 +100,7 @@ async def test_a_home_whose_copy_is_behind_learns_of_a_registration_first(
         origin = await before.registers(b"a nonce")
         node, seen = node_of(three[1]), asyncio.Event()
         confirm = node.confirm
-        table = node.replica.table
+        replica = node.replica
 
         async def confirming(timeout_ms: int) -> None:
             monkeypatch.undo()
@@ -107,8 +108,8 @@ async def test_a_home_whose_copy_is_behind_learns_of_a_registration_first(
             seen.set()
 
         monkeypatch.setattr(node, "confirm", confirming)
-        monkeypatch.setattr(type(table), "has_origin", lambda self, origin: False)
-        monkeypatch.setattr(table, "applied_index", 0)
+        monkeypatch.setattr(replica, "has_origin", lambda origin: False)
+        monkeypatch.setattr(replica, "table", msgspec.structs.replace(replica.table, applied_index=0))
         after.say(calls.Submit([touches(origin, 1)], b"a nonce"))
         await eventually(seen.is_set)
         assert (await after.hears(calls.Answers)).first == 1
