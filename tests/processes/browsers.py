@@ -1,4 +1,5 @@
-"""Browsers behind a load balancer: each writes for all copies on some node, and reads on another at once.
+"""Browsers behind a load balancer: each writes for all copies on some node, and reads on others at once: by
+asking the node, and in the memory of its host, where an attached worker also reads what a dead node has left.
 
 Nobody else touches a browser's session, so what it reads must be exactly what it wrote last, or an error:
 never what was before, and never "no such session" for a session that is there. That holds whatever is done to
@@ -36,6 +37,7 @@ class Browsers:
         self._daemons = list(daemons)
         self._count = count
         self._tasks: list[asyncio.Task[None]] = []
+        self._workers = [AsyncSessionReplicator(attach=daemon.address) for daemon in daemons]
         self._stopping = False
         self.reads = 0
         """Those that were answered right after a write."""
@@ -45,6 +47,8 @@ class Browsers:
         self.violations: list[str] = []
 
     async def __aenter__(self) -> Self:
+        for worker in self._workers:
+            await worker.start()
         self._tasks = [asyncio.ensure_future(self._browse(number)) for number in range(self._count)]
         return self
 
@@ -56,6 +60,8 @@ class Browsers:
             for task in self._tasks:
                 task.cancel()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in self._workers:
+            await worker.stop()
         if error is None:
             for result in results:
                 if isinstance(result, BaseException):
@@ -92,21 +98,30 @@ class Browsers:
                 except (OutcomeUnknown, Unavailable):
                     self.unknown += 1
                     continue  # the next one will tell
+                for daemon, worker in zip(self._daemons, self._workers, strict=True):
+                    await self._read(f"the memory of {daemon.name}", worker, id, expected)
                 for reader in random.sample(readers, READS_A_WRITE):
-                    await self._read(reader, id, expected)
+                    await self._ask(reader, id, expected)
 
-    async def _read(self, reader: _Reader, id: str, expected: dict[str, Any] | None) -> None:
+    async def _ask(self, reader: _Reader, id: str, expected: dict[str, Any] | None) -> None:
         if time.monotonic() < reader.rests_until:
             return
+        if not await self._read(reader.daemon.name, reader.sessions, id, expected):
+            reader.rests_until = time.monotonic() + REST_SECONDS
+
+    async def _read(
+        self, where: str, sessions: AsyncSessionReplicator, id: str, expected: dict[str, Any] | None
+    ) -> bool:
+        """Whether it was answered."""
         try:
-            found = await reader.sessions.get_session(id)
+            found = await sessions.get_session(id)
         except HotspareError:
             self.refused += 1
-            reader.rests_until = time.monotonic() + REST_SECONDS
-            return
+            return False
         self.reads += 1
         if found != expected:
-            self.violations.append(f"{reader.daemon.name} showed {found} and not {expected} of {id}")
+            self.violations.append(f"{where} showed {found} and not {expected} of {id}")
+        return True
 
 
 class _Reader:
