@@ -244,8 +244,14 @@ def test_events_are_read_from_values_or_refused():
 
 
 async def following(events: EventStream, count: int) -> list[Event]:
+    """The next events about sessions: on a busy machine there may be an election at any time."""
+    heard: list[Event] = []
     async with asyncio.timeout(30):
-        return [await anext(events) for _ in range(count)]
+        while len(heard) < count:
+            event = await anext(events)
+            if not isinstance(event, PrimaryChanged | RoleChanged):
+                heard.append(event)
+    return heard
 
 
 @asynccontextmanager
@@ -320,14 +326,14 @@ async def test_a_failover_is_heard_by_those_who_survive():
 
         async with asyncio.timeout(30):
             await asyncio.gather(*(listen(name, events) for name, events in streams.items()))
-        new_leader = cluster.leader()
-        for events in heard.values():
-            changed = [event for event in events if isinstance(event, PrimaryChanged)]
-            assert changed[-1].previous == leader
-            assert changed[-1].primary in streams
-            assert changed[-1].term > 0
-        (role,) = await following(streams[new_leader], 1)
-        assert role == RoleChanged("primary", "secondary")
+            for *_, last in heard.values():
+                assert isinstance(last, PrimaryChanged)
+                assert last.previous == leader
+                assert last.primary in streams
+                assert last.term > 0
+            assert isinstance(last, PrimaryChanged)
+            while (event := await anext(streams[last.primary])) != RoleChanged("primary", "secondary"):
+                assert isinstance(event, PrimaryChanged | RoleChanged)
 
 
 async def test_a_slow_consumer_slows_nobody_and_is_told():
@@ -395,12 +401,11 @@ def home_of(client: AsyncSessionReplicator) -> str:
 async def test_a_client_whose_home_is_lost_is_told_that_it_missed_something():
     async with running(3) as cluster, client_of(cluster) as client:
         events = client.events()
-        await client.store_session("a", {}, MINUTE_MS)
+        before = await client.store_session("a", {}, MINUTE_MS)
         await following(events, 1)
         home = home_of(client)
         await cluster.crash(home)
-        (event,) = [each for each in await following(events, 1) if isinstance(each, Missed)]
-        assert event == Missed(None)
+        assert await following(events, 1) == [Missed(None)]
         assert home_of(client) != home
         await client.store_session("b", {}, MINUTE_MS)
         heard: list[Event] = []

@@ -406,7 +406,7 @@ class RemoteEngine:
 
 class RemoteFeed:
     """The events of the home node. What happens while there is none, or before the next one listens, is
-    missed, and nobody knows how much it was."""
+    missed, and nobody knows how much it was. The next one's copy may also be behind, and tell some again."""
 
     def __init__(self, engine: RemoteEngine, max_waiting: int) -> None:
         """Listens from now on. Raises NotReady."""

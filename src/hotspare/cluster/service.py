@@ -13,7 +13,7 @@ import msgspec
 
 from hotspare.cluster import calls, clocks
 from hotspare.cluster.feeds import Feed
-from hotspare.errors import HotspareError, ProtocolError, Refused, Unavailable
+from hotspare.errors import HotspareError, NotReady, ProtocolError, Refused, Unavailable
 from hotspare.events import Event
 from hotspare.protocol.validation import MAX_NONCE_BYTES
 from hotspare.table import RawGroup, check_group
@@ -62,6 +62,8 @@ class ClientSession:
         """Those that this client has registered, or has proved to have registered."""
         self._feeds: dict[int, Feed] = {}
         """Of events, by the client's number for each."""
+        self._new_feeds: set[int] = set()
+        """Those that no question was answered from yet."""
         self._nonce = b""
         """Of the enrolment under way; empty when there is none."""
 
@@ -139,6 +141,8 @@ class ClientSession:
     def _call(self, call: calls.Call) -> None:
         if len(self._calls) >= MAX_CALLS:
             raise ProtocolError(f"it has {MAX_CALLS} calls under way", "fewer at once")
+        if call.verb == "take_events":
+            self._listen(**call.arguments)
         self._start(self._answer(call))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -176,15 +180,26 @@ class ClientSession:
 
     # --- events -----------------------------------------------------------------------------------------
 
+    def _listen(self, feed: object = None, max_waiting: object = None, **others: object) -> None:
+        """At once: nothing that the client writes after its first question may be missed."""
+        if type(feed) is not int or type(max_waiting) is not int or others:
+            raise ProtocolError("it asks for events as no client does", "a feed and how much may wait")
+        if feed not in self._feeds and len(self._feeds) < MAX_FEEDS:
+            with suppress(NotReady):  # answering will say so
+                self._feeds[feed] = self._node.watch(max_waiting)
+                self._new_feeds.add(feed)
+
     async def _take_events(self, timeout_ms: int, feed: int, max_waiting: int) -> tuple[bool, list[Any]]:
-        """Whether that feed begins only now, and its next events. The client asks for some when it has dealt
+        """Whether that feed has only begun, and its next events. The client asks for some when it has dealt
         with the last ones: so it sets the pace, and what waits meanwhile is bounded here."""
+        if feed in self._new_feeds:
+            self._new_feeds.remove(feed)
+            return True, []
         known = self._feeds.get(feed)
         if known is None:
             if len(self._feeds) >= MAX_FEEDS:
                 raise Refused("events", f"this client has {MAX_FEEDS} of them already: close some")
-            self._feeds[feed] = self._node.watch(max_waiting)
-            return True, []
+            raise NotReady("it is being stopped")
         events: list[Event] = []
         with suppress(TimeoutError):
             async with asyncio.timeout(min(timeout_ms, MAX_POLL_MS) / 1000):
@@ -194,6 +209,7 @@ class ClientSession:
         return False, msgspec.to_builtins(events)
 
     async def _end_events(self, timeout_ms: int, feed: int) -> None:
+        self._new_feeds.discard(feed)
         known = self._feeds.pop(feed, None)
         if known is not None:
             known.close()
