@@ -14,6 +14,7 @@ import pytest
 from hotspare import AsyncSessionReplicator, Settings
 from hotspare.cli import main
 from hotspare.cluster.remote import RemoteEngine
+from hotspare.errors import Undecryptable
 from tests.processes.daemons import Daemon, Daemons, free_addresses
 from tests.processes.proxy import Network
 
@@ -95,3 +96,22 @@ def test_the_command_line_encrypts_and_decrypts_and_says_when_it_cannot(
     assert code == 2
     assert "HOTSPARE_ENCRYPTION_KEYS" in err
     assert "nonsense" not in err
+
+
+async def test_attached_processes_decrypt_what_their_daemon_cannot(daemons: Daemons) -> None:
+    (name,) = free_addresses(1)
+    node = daemons.add(name)
+    daemons.start()
+    await node.listening()
+    async with node.client() as operator:
+        await operator.start_cluster()
+    async with AsyncSessionReplicator(attach=name, encryption_keys=[KEY]) as sessions:
+        await sessions.store_session("s1", {"user": 7}, MINUTE_MS)
+        await sessions.update_session("s1", {"step": 1})
+        assert await sessions.get_session("s1") == {"user": 7, "step": 1}
+        assert await sessions.rotate_session("s1", "s2")
+        assert await sessions.get_session("s1") is None
+        assert await sessions.get_session("s2") == {"user": 7, "step": 1}
+    async with AsyncSessionReplicator(attach=name) as sessions:
+        with pytest.raises(Undecryptable, match="has no key"):
+            await sessions.get_session("s2")
