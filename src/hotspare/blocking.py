@@ -223,11 +223,17 @@ class SessionReplicator:
     def get_metrics(self) -> dict[str, Any]:
         return self._run(self._async.get_metrics())
 
-    def promote_to_primary(self, *, force: bool = False) -> None:
-        self._run(self._async.promote_to_primary(force=force))
+    def promote_to_primary(self, *, force: bool = False) -> str:
+        return self._run(self._async.promote_to_primary(force=force))
 
     def trigger_failover(self, node: str) -> str:
         return self._run(self._async.trigger_failover(node))
+
+    def add_node(self, node: str) -> str:
+        return self._run(self._async.add_node(node))
+
+    def remove_node(self, node: str) -> str:
+        return self._run(self._async.remove_node(node))
 
     # --- inside -----------------------------------------------------------------------------------------
 

@@ -18,12 +18,15 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from hotspare.errors import ProtocolError, StoreOutdated
-from hotspare.protocol import founding, membership
+from hotspare.errors import ClusterMismatch, ConfigError, ProtocolError, StoreOutdated
+from hotspare.protocol import belonging, forking, founding, membership
 from hotspare.protocol.clock import ClusterClock
 from hotspare.protocol.commit import Work
+from hotspare.protocol.failovers import Failover, Failovers
+from hotspare.protocol.forking import Forking
 from hotspare.protocol.founding import Attempt
 from hotspare.protocol.leases import Barriers, Leases, WatchedCopy
+from hotspare.protocol.membership import Presence
 from hotspare.protocol.messages import (
     Barrier,
     BarrierPassed,
@@ -38,6 +41,7 @@ from hotspare.protocol.messages import (
     OperationRequest,
     ReadReply,
     ReadRequest,
+    Removed,
     Shows,
     Watch,
 )
@@ -49,6 +53,7 @@ from hotspare.protocol.relay import Relay
 from hotspare.protocol.snapshot import SnapshotReceiver, Transfers, ends_at, unpack_rows
 from hotspare.protocol.validation import (
     check_enrolment,
+    check_failover,
     check_founding,
     check_operation,
     check_raft,
@@ -102,13 +107,23 @@ CAUGHT_UP_ENTRIES = 64
 """A learner that is at most so many entries behind may vote: it has them before a vote could matter."""
 GIVE_UP_ELECTIONS = 10
 """A founding that hears of no leader for this many election timeouts is given up."""
+FORGET_ELECTIONS = 30
+"""A node that is away for so many election timeouts, and that no configuration or setting names, is looked
+for no more."""
+
+
+MAX_ANCESTORS = 16
+"""Of the clusters that ours came from, so many are told to those who may still belong to one of them."""
 
 
 class ReplicaConfig(NamedTuple):
     name: str
     address: str
     replica_nodes: tuple[str, ...] = ()
-    """All first members, ours included, ordered by name; empty: founded by `found` or joins."""
+    """All first members, ours included, ordered by name; empty: founded by `found` or joins. An observer's
+    are the members that it asks for the others."""
+    role: str = "member"
+    """Or "observer": it has a copy and no vote, and stands in no configuration."""
     timing: Timing = Timing()
     max_staleness_ms: int = 1000
     cleanup_interval_ms: int = 30_000
@@ -142,6 +157,19 @@ class Reborn(NamedTuple):
     """This node is another server from here on. A handshake tells who speaks on a connection, so all of them
     are to be made anew: nobody takes a new incarnation's word on a connection of the old one."""
 
+    why: str
+
+
+class Troubled(NamedTuple):
+    """What keeps this node from taking part has changed."""
+
+    text: str
+    """Half a sentence; empty: nothing any more."""
+
+
+class Retired(NamedTuple):
+    """This node learned that it belongs to its cluster no more."""
+
 
 Event: TypeAlias = (
     Results
@@ -153,6 +181,8 @@ Event: TypeAlias = (
     | LeaderChanged
     | PeersChanged
     | Reborn
+    | Troubled
+    | Retired
 )
 
 
@@ -187,7 +217,11 @@ class Replica:
         self._leases = Leases(config.max_staleness_ms, retry_ms)
         self._barriers = Barriers(randrange(1 << 48), retry_ms)
         self._watched = WatchedCopy()
-        self._operations = Operations(config.name, self.peers, self._outbox, randrange(1 << 48))
+        self._operations = Operations(config.name, self.peers, self._outbox, randrange(1 << 48), 2 * retry_ms)
+        self.failovers = Failovers()
+        self._trouble = ""
+        self._is_retired = False
+        self._unsaved_identity: Identity | None = None
         self._proposals: dict[tuple[int, int], RawGroup] = {}
         """Leader: groups to be proposed, by origin and first number."""
         self._enrolments: dict[bytes, None] = {}
@@ -197,6 +231,8 @@ class Replica:
         self._installing: tuple[ServerId, int] | None = None
         """Whom to tell, under which transfer, once the arrived snapshot is installed; None: there is none."""
         self._attempt: Attempt | None = None
+        self._forking: Forking | None = None
+        self._is_forking = False
         self._vote_clocks: dict[ServerId, tuple[int, int, int]] = {}
         """Who voted for us -> (term, its clock, its estimate of cluster time)."""
         self._announced: tuple[ServerId, int] = (NOBODY, 0)
@@ -232,10 +268,24 @@ class Replica:
     @property
     def leader(self) -> str:
         """The name of the node that leads; empty while none is known."""
-        if self.node is None or self.node.leader == NOBODY:
+        if self.node is None or self.node.leader == NOBODY or self.is_retired:
             return ""
         member = self.node.configuration.by_id(self.node.leader)
         return member.name if member is not None else self.peers.name_of(self.node.leader)
+
+    @property
+    def is_observer(self) -> bool:
+        return self.config.role == "observer"
+
+    @property
+    def is_retired(self) -> bool:
+        """Whether it is known not to belong to its cluster any more: it acts no more, and says so."""
+        return self._is_retired
+
+    @property
+    def trouble(self) -> str:
+        """What keeps this node from taking part, as half a sentence; empty if nothing does."""
+        return self._trouble
 
     @property
     def configuration(self) -> Configuration:
@@ -288,17 +338,25 @@ class Replica:
         return self.clock.read_ms(now.boot_ms)
 
     def dial_targets(self) -> dict[str, str]:
-        """Whom to keep a connection to: name -> address."""
+        """Whom to keep a connection to: name -> address. Where somebody is, they know best themselves."""
         targets = {name: name for name in self.config.replica_nodes}
-        targets |= {name: peer.address for name, peer in self.peers.items()}
         targets |= {member.name: member.address for member in self.configuration.members}
+        targets |= {name: peer.address for name, peer in self.peers.items()}
         targets.pop(self.config.name, None)
         return targets
 
     def introduction(self) -> Introduction:
-        config = self.config
+        config, configuration = self.config, self.configuration
         return Introduction(
-            config.name, config.address, self.cluster_id, self.node is None, config.replica_nodes
+            config.name,
+            config.address,
+            self.cluster_id,
+            self.node is None,
+            () if self.is_observer else config.replica_nodes,
+            role=config.role,
+            members=tuple((member.name, member.address) for member in configuration.members),
+            leader=self.leader,
+            ancestors=tuple(fork.parent for fork in configuration.forks[-MAX_ANCESTORS:]),
         )
 
     # --- inputs: time, connections, messages ------------------------------------------------------------
@@ -325,12 +383,15 @@ class Replica:
             self._renew_freshness()
             self._tend_leases(self.node)
         if self.is_leader:
+            self._take_observers()
             self._change_membership()
             self._prune()
         self._found_by_settings()
         self._advance_founding()
         self._give_up_founding()
+        self._advance_forking()
         self._introduce_now_and_then()
+        self._notice_trouble()
 
     def peer_up(self, name: str, incarnation: ServerId, address: str, now: Now) -> None:
         """A connection to that node is (again) complete; what was sent before may be lost."""
@@ -340,7 +401,8 @@ class Replica:
         if peer.id not in (NOBODY, incarnation):
             self._server_lost(peer.id)
             peer.introduction, peer.applied = None, 0
-        peer.id, peer.address, peer.up = incarnation, address, True
+        peer.id, peer.up = incarnation, True
+        self.peers.move(name, address)
         if self.node is not None:
             self.node.server_back(incarnation, now.boot_ms)
         self._introduce_to(name)
@@ -352,8 +414,17 @@ class Replica:
         self._observe(now)
         peer = self.peers.get(name)
         if peer is not None:
-            peer.up = False
+            peer.up, peer.seen_ms = False, now.boot_ms
             self._server_lost(peer.id)
+
+    def met_stranger(self, name: str, cluster_id: str, ancestors: tuple[str, ...], now: Now) -> None:
+        """Another cluster's node answers under that name. The two never mix; but if an operator forced that
+        cluster to go on from ours, and ours is over for all that we can see, then so are we."""
+        self._observe(now)
+        self.peers.strangers[name] = cluster_id
+        node = self.node
+        if node is not None and node.leader == NOBODY and self.cluster_id in ancestors:
+            self._retire(msgspec.structs.replace(self.identity, superseded_by=cluster_id))
 
     def receive(self, peer_name: str, envelope: Envelope, now: Now) -> None:
         """A message from the node that answers under that name. Raises ProtocolError for one that no node
@@ -389,6 +460,9 @@ class Replica:
         """Founds a cluster of these nodes (ours among them or not); ends with OperationDone."""
         self._observe(now)
         context = self._operations.new_context()
+        if self.is_observer:
+            self._events.append(OperationDone(context, "refused", "an observer founds no cluster"))
+            return context
         names = tuple(sorted({self.config.name, *addresses}))
         if self._attempt is not None and self._attempt.names != names:
             text = f"a founding of {', '.join(self._attempt.names)} is under way"
@@ -396,12 +470,25 @@ class Replica:
             return context
         for name, address in addresses.items():
             if name != self.config.name:
-                self.peers.meet(name, address)
-        self._events.append(PeersChanged())
+                self.peers.meet(name, address, now.boot_ms)
         if self._attempt is None:
             self._attempt = Attempt(names, now.boot_ms + patience_ms)
         self._attempt.contexts.append(context)
         self._advance_founding()
+        return context
+
+    def fork(self, now: Now) -> int:
+        """Goes on from what this node has, without the others, if for a while neither a primary nor a
+        majority is to be seen; ends with OperationDone."""
+        self._observe(now)
+        context = self._operations.new_context()
+        self._notice_absence()
+        if self._forking is not None:
+            self._events.append(OperationDone(context, "refused", "that is under way already"))
+            return context
+        watch_ms = forking.WATCH_ELECTIONS * self.config.timing.election_timeout_ms
+        self._forking = Forking(context, now.boot_ms + watch_ms)
+        self._advance_forking()
         return context
 
     def enrol(self, nonce: bytes, now: Now) -> None:
@@ -468,6 +555,8 @@ class Replica:
 
     def forget_operation(self, context: int) -> None:
         self._operations.forget(context)
+        if self._forking is not None and self._forking.context == context:
+            self._forking = None
         if self._attempt is not None and context in self._attempt.contexts:
             self._attempt.contexts.remove(context)
 
@@ -484,20 +573,26 @@ class Replica:
         waits for is left for later: see `raft.node`; and a follower that need not write applies later."""
         self._now = self._outbox.now = now
         node = self.node
-        if node is None:
+        if node is None or self._is_forking:
             return None
+        if self._may_fork_now():
+            self._works += 1
+            return self._fork(node)
         if self._proposals or self._enrolments:
             self._propose(node)
         patience = patience and not self._is_waited_for(now)
         apply = not patience or self._applies_at_once(node)
-        while node.has_ready(patience=patience, apply=apply):
+        while node.has_ready(patience=patience, apply=apply) or self._unsaved_identity is not None:
             ready = node.ready(patience=patience, apply=apply)
             self._take_ready(node, ready)
             staged, received = self._take_chunks(ready.chunks) if ready.chunks else ([], [])
             compacted = self._compact(node)
-            if ready.needs_work or staged or compacted is not None:
+            identity, self._unsaved_identity = self._unsaved_identity, None
+            if ready.needs_work or staged or compacted is not None or identity is not None:
                 self._works += 1
-                return Work(self.store, self._table, ready, staged, received, compacted, self.is_watched)
+                return Work(
+                    self.store, self._table, ready, staged, received, compacted, self.is_watched, identity
+                )
         return None
 
     def _is_waited_for(self, now: Now) -> bool:
@@ -518,6 +613,9 @@ class Replica:
             or self._outbox
             or self._events
             or self._operations.has_done
+            or self.peers.changed
+            or self._unsaved_identity is not None
+            or self._forking is not None
             or (node is not None and node.log.configuration is not self._dialled)
             or (node is not None and node.has_ready(patience=True))
         )
@@ -530,6 +628,9 @@ class Replica:
         self._works -= 1
         if work.state is not None:
             self.table = work.state
+        if work.fork is not None:
+            self._finish_fork(work)
+            return
         ready = work.ready
         if ready.number:
             node.persisted(ready.number)
@@ -562,6 +663,10 @@ class Replica:
         configuration = self.configuration
         if configuration is not self._dialled:
             self._dialled = configuration
+            self._look_where_members_are()
+            self.peers.changed = True
+        if self.peers.changed:
+            self.peers.changed = False
             self._events.append(PeersChanged())
         if self._operations.has_done:
             self._events += self._operations.take_done()
@@ -595,6 +700,16 @@ class Replica:
             self._start_node(state.hard_state, Log(state.mark, state.entries))
         elif identity.cluster_id:
             self._start_node(HardState(), Log(founding.EMPTY_MARK, []))
+        self._check_role()
+
+    def _check_role(self) -> None:
+        """Raises ConfigError if this node is to be an observer and has a place among the members."""
+        if self.is_observer and self.configuration.by_id(self.id) is not None and not self._is_removed:
+            raise ConfigError(
+                "role",
+                f"{self.config.name} is a member of cluster {self.cluster_id}",
+                f'"member", until `hotspare remove {self.config.name}` has ended that',
+            )
 
     def _be(self, identity: Identity) -> None:
         self.identity = identity
@@ -619,6 +734,7 @@ class Replica:
             volatile=self.store.volatile,
         )
         self._leaderless_since_ms = self._now.boot_ms
+        self._retire_if_removed()
         for peer in self.peers.values():
             if peer.up:
                 self.node.server_back(peer.id, self._now.boot_ms)
@@ -653,26 +769,46 @@ class Replica:
     def _on_introduction(self, peer_name: str, sender: ServerId, message: Introduction) -> None:
         if peer_name not in self.peers and len(self.peers) >= MAX_PEERS:
             self._forget_somebody()
-        if self.peers.meet(peer_name, message.address):
-            self._events.append(PeersChanged())
+        self.peers.meet(peer_name, message.address, self._now.boot_ms)
         known = self.peers[peer_name]
-        if known.id == NOBODY:
-            known.id = sender
+        if known.id != sender and not known.up:
+            known.id, known.applied = sender, 0
         if known.id == sender:
             known.introduction = message
+            self.peers.move(peer_name, message.address)
+        if self.cluster_id and message.cluster_id not in ("", self.cluster_id):
+            self.met_stranger(peer_name, message.cluster_id, message.ancestors, self._now)
+            return
+        self.peers.strangers.pop(peer_name, None)
+        self._look_for_others(message)
+        self._tell_if_removed(peer_name, sender, message)
+
+    def _look_for_others(self, said: Introduction) -> None:
+        """Whoever has no leader, or stands in no configuration, finds the members through any of them."""
+        if said.cluster_id and (self.is_observer or (self.cluster_id and not self.leader)):
+            for name, address in said.members:
+                if name != self.config.name and len(self.peers) < MAX_PEERS:
+                    self.peers.meet(name, address, self._now.boot_ms)
+
+    def _look_where_members_are(self) -> None:
+        """A member that we cannot reach may have told others where it is now."""
+        for member in self.configuration.members:
+            peer = self.peers.get(member.name)
+            if peer is not None and not peer.up:
+                self.peers.move(member.name, member.address)
 
     def _forget_somebody(self) -> None:
         """Nodes that are no members come and go, under ever new names. Raises ProtocolError when all are
         needed."""
-        needed = {*self.config.replica_nodes, *(member.name for member in self.configuration.members)}
-        needed.update(self._attempt.names if self._attempt is not None else ())
+        needed = self._needed_names()
         gone = [name for name, peer in self.peers.items() if not peer.up and name not in needed]
         if not gone:
             raise ProtocolError("it is one node too many", f"at most {MAX_PEERS} others at a time")
-        del self.peers[gone[0]]
+        self.peers.forget(gone[0])
 
     def _on_founding(self, peer_name: str, configuration: Configuration) -> None:
-        if self.node is None and configuration.by_id(self.id) is not None:
+        is_named = configuration.by_id(self.id) is not None
+        if self.node is None and is_named and not self.is_observer:
             self._become_member(configuration.cluster_id, configuration)
         adopted = self.cluster_id == configuration.cluster_id
         reason = "" if adopted else f"{self.config.name} belongs to cluster {self.cluster_id or 'none'}"
@@ -684,7 +820,7 @@ class Replica:
             self._lead_founded(self._attempt)
 
     def _found_by_settings(self) -> None:
-        if self.node is not None or self._attempt is not None:
+        if self.node is not None or self._attempt is not None or self.is_observer:
             return
         own = self.introduction()
         if founding.founder_of(own, self.peers.introduced()) == own.name:
@@ -764,10 +900,11 @@ class Replica:
         transaction.commit()
         self.node = None
         self._barriers.reset()
+        self._unsaved_identity = None
         self._announced = (NOBODY, 0)
         for peer in self.peers.values():
             peer.introduction = None
-        self._events.append(Reborn())
+        self._events.append(Reborn("it gave up a founding that came to nothing, and starts anew"))
 
     def _introduce(self) -> None:
         self._introduced_ms = self._now.boot_ms
@@ -785,6 +922,17 @@ class Replica:
         pause_ms = heartbeat_ms if self.node is None else 5 * heartbeat_ms
         if self._now.boot_ms - self._introduced_ms >= pause_ms:
             self._introduce()
+            self._forget_strangers()
+
+    def _forget_strangers(self) -> None:
+        patience_ms = FORGET_ELECTIONS * self.config.timing.election_timeout_ms
+        self.peers.forget_strangers(self._needed_names(), self._now.boot_ms - patience_ms)
+
+    def _needed_names(self) -> set[str]:
+        names = {*self.config.replica_nodes, *self._operations.invited}
+        names.update(member.name for member in self.configuration.members)
+        names.update(self._attempt.names if self._attempt is not None else ())
+        return names
 
     def _is_of_our_cluster(self, envelope: Envelope) -> bool:
         cluster_id = self.identity.cluster_id
@@ -796,6 +944,150 @@ class Replica:
             self._become_member(envelope.cluster_id, None)
             return True
         return False
+
+    # --- belonging --------------------------------------------------------------------------------------
+
+    def _tell_if_removed(self, peer_name: str, server: ServerId, said: Introduction) -> None:
+        if self.node is not None and not self.is_retired:
+            removed = belonging.removal_of(server, said, self.node, self.cluster_id)
+            if removed is not None:
+                self._outbox.send(peer_name, removed)
+
+    def _tell_the_removed(self) -> None:
+        """At once, when a configuration is committed; later they say who they are, and are told again."""
+        for name, (id, said) in self.peers.introduced().items():
+            self._tell_if_removed(name, id, said)
+
+    def _on_removed(self, peer_name: str, envelope: Envelope, message: Removed) -> None:
+        node = self.node
+        if node is None or self.is_observer:
+            return
+        if belonging.is_removed(self.id, node, message.index, message.term):
+            told = msgspec.structs.replace(self.identity, removed_at=message.index, removed_in=message.term)
+            self._retire(told)
+
+    def _retire(self, identity: Identity) -> None:
+        if identity != self.identity:
+            self._be(identity)
+            self._unsaved_identity = identity
+        self._retire_if_removed()
+        self._notice_changes()
+        self._notice_trouble()
+
+    def _retire_if_removed(self) -> None:
+        node, identity = self.node, self.identity
+        assert node is not None
+        was_retired = self._is_retired
+        self._is_retired = identity.superseded_by != "" or (not self.is_observer and self._is_removed)
+        node.abstain(abstains=self._is_retired or self.is_observer)
+        if self._is_retired and not was_retired:
+            self._freshness.forget()
+            self._events.append(Retired())
+
+    @property
+    def _is_removed(self) -> bool:
+        identity, node = self.identity, self.node
+        if node is None or not identity.removed_at:
+            return False
+        return belonging.is_removed(self.id, node, identity.removed_at, identity.removed_in)
+
+    def _notice_trouble(self) -> None:
+        text = self._describe_trouble()
+        if text != self._trouble:
+            self._trouble = text
+            self._events.append(Troubled(text))
+
+    def _describe_trouble(self) -> str:
+        identity, name = self.identity, self.config.name
+        if identity.superseded_by:
+            return (
+                f"an operator forced cluster {identity.superseded_by} to go on from {identity.cluster_id} "
+                f"without {name}: start it with --discard to let it take part there"
+            )
+        if self.is_retired:
+            return (
+                f"{name} was removed from cluster {identity.cluster_id}: stop it, or take it in again with "
+                f"`hotspare add {name}`"
+            )
+        strangers = self.peers.strangers.items()
+        if self.node is None and not self.is_observer:
+            return founding.hindrance(name, self.config.replica_nodes, self.peers.introduced())
+        return "; ".join(str(ClusterMismatch(node, self.cluster_id, theirs)) for node, theirs in strangers)
+
+    # --- going on alone ---------------------------------------------------------------------------------
+
+    def _advance_forking(self) -> None:
+        forking_ = self._forking
+        if forking_ is None or self._is_forking:
+            return
+        hindrance = self._why_not_fork(asks_others=self._now.boot_ms >= forking_.act_at_ms)
+        if hindrance:
+            self._end_forking("refused", hindrance)
+
+    def _why_not_fork(self, *, asks_others: bool) -> str:
+        if self.is_observer:
+            return "an observer has no vote: restart it as a member, and add it to a cluster"
+        if self.is_retired:
+            return self._describe_trouble()
+        if self.node is None:
+            return "this node belongs to no cluster, so there is nothing to go on from"
+        said = [introduction for _, introduction in self.peers.introduced().values()] if asks_others else []
+        ours = [each for each in said if each.cluster_id == self.cluster_id]
+        return forking.refusal(self.node, self.peers.is_up, ours)
+
+    def _fork(self, node: Node) -> Work:
+        """Nothing else is done while this is under way: what is still to be said is the old history's."""
+        self._is_forking = True
+        new_id = self._new_id()
+        seen_index = max((peer.applied for peer in self.peers.values()), default=0)
+        fork = forking.forked(node, self._new_id(), new_id, seen_index, self._now.wall_ms)
+        identity = Identity(new_id, self.config.name, fork[1].configuration.cluster_id)
+        rest = node.log.entries(node.applied + 1, 1 << 62) if node.applied < node.log.last_index else []
+        ready, watched = Ready(committed=rest), self.is_watched
+        return Work(self.store, self._table, ready, [], [], None, watched, identity, fork)
+
+    def _finish_fork(self, work: Work) -> None:
+        assert work.fork is not None
+        assert work.identity is not None
+        parent = self.cluster_id
+        self._is_forking = False
+        self._deliver(work.outcomes)
+        self._go_on_as(work.identity, *work.fork)
+        last_index = self.configuration.forks[-1].index
+        self._end_forking(
+            "done",
+            f"cluster {self.cluster_id} goes on from {parent} with what {self.config.name} has, up to entry "
+            f"{last_index}: what only others had is lost; to take part, they are started with --discard",
+        )
+
+    def _go_on_as(self, identity: Identity, hard_state: HardState, mark: SnapshotMark) -> None:
+        """What was under way in the old history ends with it."""
+        self._stop_leading()
+        self._be(identity)
+        self._unsaved_identity = None
+        self._outbox.applied = self.table.applied_index
+        self._receiver.reset()
+        self._installing = None
+        self._barriers.reset()
+        self._reads.begin_anew()
+        self._freshness.forget()
+        self._announced = (NOBODY, 0)
+        for peer in self.peers.values():
+            peer.introduction, peer.applied = None, 0
+        self._start_node(hard_state, Log(mark, []))
+        assert self.node is not None
+        self.node.campaign(self._now.boot_ms)
+        self._events.append(Reborn(f"it goes on as cluster {self.cluster_id}"))
+
+    def _may_fork_now(self) -> bool:
+        is_idle = not self._works and self._installing is None
+        is_due = self._forking is not None and self._now.boot_ms >= self._forking.act_at_ms
+        return is_idle and is_due and not self._why_not_fork(asks_others=True)
+
+    def _end_forking(self, outcome: str, text: str) -> None:
+        forking_, self._forking = self._forking, None
+        if forking_ is not None:
+            self._events.append(OperationDone(forking_.context, outcome, text))
 
     # --- leading and following --------------------------------------------------------------------------
 
@@ -830,19 +1122,39 @@ class Replica:
     def _notice_changes(self) -> None:
         """Acts on a change of leader or term; called after everything that may have caused one."""
         node = self.node
-        if node is None or (node.leader, node.term) == self._announced:
+        if node is None:
+            return
+        if self.identity.removed_at:
+            self._retire_if_removed()
+        if (node.leader, node.term) == self._announced:
             return
         if node.is_leader and self._leading_term != node.term:
             self._begin_leading(node)
         elif not node.is_leader and self._leading_term:
             self._stop_leading()
-        if node.leader == NOBODY and self._announced[0] != NOBODY:
+        leader = NOBODY if self.is_retired else node.leader
+        if (leader, node.term) == self._announced:
+            return
+        if leader == NOBODY and self._announced[0] != NOBODY:
             self._leaderless_since_ms = self._now.boot_ms
-        self._announced = (node.leader, node.term)
+        self._announced = (leader, node.term)
         self._events.append(LeaderChanged(self.leader, node.term))
-        if node.leader != NOBODY:
+        if leader != NOBODY:
+            self._record_failover(node)
             self._send_again(at_once=True)
         self._advance_operations()
+
+    def _record_failover(self, node: Node) -> None:
+        now = self._now
+        record = self.failovers.follow(self.leader, node.term, node.parting, now.boot_ms, now.wall_ms)
+        if record is not None and node.is_leader:
+            for name, peer in self.peers.items():
+                if peer.up:
+                    self._outbox.send(name, record)
+
+    def _on_failover(self, peer_name: str, envelope: Envelope, message: Failover) -> None:
+        check_failover(message)
+        self.failovers.told(message)
 
     def _begin_leading(self, node: Node) -> None:
         self._leading_term = node.term
@@ -879,10 +1191,19 @@ class Replica:
         if not self._may_change_configuration(node):
             return
         present = self.peers.present(self.cluster_id)
-        change = membership.next_change(node.configuration, present, self._has_caught_up)
+        present[self.config.name] = Presence(self.id, self.config.address, True)
+        change = self._operations.wanted_change(node, present) or membership.next_change(
+            node.configuration, present, self._has_caught_up, self._operations.leaving
+        )
         if change is not None:
             with suppress(ChangeRefused):  # it follows from what others say of themselves
                 node.change_configuration(change, self._now.boot_ms)
+
+    def _take_observers(self) -> None:
+        assert self.node is not None
+        names = {member.name for member in self.configuration.servers}
+        observers = self.peers.observers(self.cluster_id).items()
+        self.node.observe_by([id for name, id in observers if name not in names], self._now.boot_ms)
 
     def _may_change_configuration(self, node: Node) -> bool:
         settled = node.log.configuration_index() <= node.commit
@@ -1149,7 +1470,7 @@ class Replica:
     def _begin_transfers(self, node: Node, work: Work) -> None:
         for follower, reader, index in work.readers:
             is_usable = node.log.mark.index <= index <= node.commit
-            if is_usable and node.is_leader and node.configuration.by_id(follower) is not None:
+            if is_usable and node.is_leader and follower in node.progress:
                 self._transfers.begin(node, follower, node.log.mark_at(index), reader)
             else:
                 reader.close()
@@ -1196,12 +1517,15 @@ class Replica:
         if self._operations.idle or self.node is None or not self.leader:
             return
         node, leader = self.node, self.leader
-        for context, verb, argument in self._operations.to_ask((leader, node.term)):
+        for context, verb, argument in self._operations.to_ask((leader, node.term), node.configuration):
             if node.is_leader:
                 self._operations.perform(node, Route("", context), verb, argument)
             else:
                 self._outbox.send(leader, OperationRequest(context, verb, argument))
+        leaving = self._operations.leaving
         self._operations.settle(leader, node)
+        if leaving != self._operations.leaving:
+            self._tell_the_removed()
 
 
 def _outdated(peer_name: str, acknowledged: int, held: int) -> StoreOutdated:
@@ -1245,6 +1569,8 @@ _HANDLERS: dict[type, Callable[..., None]] = {
     Shows: Replica._on_shows,
     OperationRequest: Replica._on_operation_request,
     OperationReply: Replica._on_operation_reply,
+    Removed: Replica._on_removed,
+    Failover: Replica._on_failover,
 }
 
 __all__ = [
@@ -1257,6 +1583,8 @@ __all__ = [
     "Reborn",
     "Replica",
     "ReplicaConfig",
+    "Retired",
     "ShownEverywhere",
+    "Troubled",
     "Work",
 ]

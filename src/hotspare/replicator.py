@@ -310,18 +310,36 @@ class AsyncSessionReplicator:
         metrics: dict[str, Any] = await self.engine.call("metrics", self._timeout_ms)
         return metrics
 
-    async def promote_to_primary(self, *, force: bool = False) -> None:
+    async def promote_to_primary(self, *, force: bool = False) -> str:
         """Writes what is pending and makes this node the primary, in an orderly way: nothing is lost and no
-        writer sees an error. Returns when it is the primary. Raises Refused or Unavailable."""
-        if force:
-            raise ConfigError("force", "this version cannot promote by force yet", "force=False")
-        await self.engine.call("promote", self._timeout_ms)
+        writer sees an error. Returns when it is the primary, and says so. Raises Refused or Unavailable.
+
+        With `force`, where a majority of the members is lost for good: this node goes on alone, as a new
+        cluster, from what it has. What only the others had is lost, acknowledged or not; they can take part
+        again when they are started without their state. Refused while a primary or a majority answers.
+        """
+        text: str = await self.engine.call("fork" if force else "promote", self._timeout_ms)
+        return text
 
     async def trigger_failover(self, node: str) -> str:
         """The primary named: moves the leadership to the most up-to-date secondary. A secondary that does
         not answer: takes its vote away until it is back. A healthy secondary: there is nothing to do. Says
         which. Raises UnknownNode, Refused or Unavailable."""
         text: str = await self.engine.call("failover", self._timeout_ms, node=node)
+        return text
+
+    async def add_node(self, node: str) -> str:
+        """Takes a running, empty node ("host:port") into the cluster: as a learner first, and as a member
+        that votes when it has caught up. Returns then, or says that it is still to come. Raises
+        ClusterMismatch if it belongs to another cluster, Refused or Unavailable."""
+        text: str = await self.engine.call("add", self._timeout_ms, node=node)
+        return text
+
+    async def remove_node(self, node: str) -> str:
+        """Takes a member out of the cluster, whether it answers or not; a primary hands over first. The node
+        acts no more, and says so. Raises UnknownNode, Refused (if those who remain could not go on) or
+        Unavailable."""
+        text: str = await self.engine.call("remove", self._timeout_ms, node=node)
         return text
 
     # --- inside -----------------------------------------------------------------------------------------

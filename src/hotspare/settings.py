@@ -51,7 +51,6 @@ Threshold = Annotated[int, Meta(ge=2, le=100)]
 
 # What this version can do of the settings whose features are still to come: any other value is refused.
 AVAILABLE: Mapping[str, tuple[Any, ...]] = {
-    "role": ("member",),
     "storage_mode": ("memory", "disk"),
     "redis_url": (None,),
 }
@@ -272,10 +271,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             if name in names[:position]:
                 raise ConfigError("replica_nodes", f"{name} is listed twice", "every node once")
         others = tuple(name for name in names if name != self.node)
-        if len(others) > MAX_REPLICAS:
-            raise ConfigError(
-                "replica_nodes", f"it lists {len(others)} other nodes", f"at most {MAX_REPLICAS}"
-            )
+        limit = MAX_REPLICAS if self.role == "member" else MAX_REPLICAS + 1
+        if len(others) > limit:
+            raise ConfigError("replica_nodes", f"it lists {len(others)} other nodes", f"at most {limit}")
+        if self.role == "observer" and self.enabled and not others:
+            raise ConfigError("replica_nodes", "an observer needs somebody to observe", "some of the members")
         return others
 
     def _check_security(self) -> None:

@@ -528,6 +528,14 @@ class Table:
             return [self._register(txn, index, decode_registration(payload))]
         return []
 
+    def fork(self, txn: Transaction, index: int, term: int) -> None:
+        """The same sessions are the state of another history at that index: nobody who wrote them is known
+        there."""
+        assert index > self.applied_index
+        self.applied_index, self.applied_term = index, term
+        self._origins.forget_all(txn.table)
+        self.save(txn)
+
     def _register(self, txn: Transaction, index: int, registration: Registration) -> Outcome:
         self._advance(txn, registration.stamp_ms)
         self._origins.register(txn.table, index, self.stamp_ms, _seal(registration.nonce))
@@ -997,6 +1005,10 @@ class _Origins:
         for origin in self._unsaved.values():
             origin.save(table)
         self._unsaved.clear()
+
+    def forget_all(self, table: Space) -> None:
+        while self._by_id:
+            self._forget_idlest(table)
 
     def _forget_idlest(self, table: Space) -> None:
         id, origin = self._by_id.popitem(last=False)

@@ -19,16 +19,17 @@ from textwrap import dedent
 from typing import Any
 from unittest.mock import patch
 
-from hotspare.protocol import founding, membership
+from hotspare.protocol import forking, founding, membership
 from hotspare.protocol import leases as protocol_leases
 from hotspare.protocol.clock import ClusterClock
 from hotspare.protocol.leases import Leases
 from hotspare.protocol.messages import ReadRequest
+from hotspare.protocol.operations import Operations
 from hotspare.protocol.origin import Origin
 from hotspare.protocol.reads import Freshness
 from hotspare.protocol.snapshot import SnapshotReceiver
 from hotspare.raft import node as raft_node
-from hotspare.raft.messages import AppendReply
+from hotspare.raft.messages import AppendReply, Member
 from hotspare.raft.node import Node
 from hotspare.replica import Now, Replica
 from hotspare.store.plain import PlainSnapshot, PlainSpace
@@ -171,7 +172,7 @@ def an_entry_of_an_older_term_is_committed_by_counting() -> AbstractContextManag
 @bug(within=20, scenario=directed.false_alarms)
 def voters_desert_a_leader_that_they_hear() -> AbstractContextManager[object]:
     """No stickiness."""
-    return changed(Node, "_on_vote_request", "if self._hears_leader() and", "if False and")
+    return changed(Node, "_on_vote_request", "(self._hears_leader() and", "(False and")
 
 
 @bug(within=60, scenario=directed.candidates_behind)
@@ -263,6 +264,76 @@ def reads_are_answered_before_the_first_commit_is_learned() -> AbstractContextMa
     return both(
         changed(Node, "_begin_round", "if self.has_committed_in_term:", "if True:"),
         changed(Node, "_read_round_due", " or not self.has_committed_in_term", ""),
+    )
+
+
+# --- members, observers, histories ----------------------------------------------------------------------
+
+
+@bug(within=40, scenario=directed.looking_on)
+def an_observer_is_counted_in_a_quorum() -> AbstractContextManager[object]:
+    return changed(
+        Node,
+        "_advance_commit",
+        "[self._own_match if voter == own else progress[voter].match for voter in log.voters]",
+        "[self._own_match, *(each.match for each in progress.values())]",
+    )
+
+
+@bug(within=20, scenario=directed.coming_and_going)
+def one_goes_and_another_one_comes_in_one_change() -> AbstractContextManager[object]:
+    wanted = Operations.wanted_change
+
+    def at_once(self: Operations, node: Node, present: Any) -> Any:
+        change = wanted(self, node, present)
+        if change is None:
+            return None
+        for name in sorted(self.invited):
+            if name in present and change.by_name(name) is None:
+                change = change.with_member(Member(name, name, present[name].id, True))
+        return change
+
+    return both(
+        patch.object(Operations, "wanted_change", at_once),
+        patch.object(raft_node, "refuse_unsafe_change", lambda old, new: None),
+    )
+
+
+@bug(within=20, scenario=directed.removed_while_away)
+def a_removed_server_goes_on_voting() -> AbstractContextManager[object]:
+    return both(
+        changed(Node, "_may_campaign", "not self.abstains and ", ""),
+        changed(Node, "_on_vote_request", "self.abstains or ", ""),
+    )
+
+
+@bug(within=20, scenario=directed.removed_while_away)
+def nobody_tells_a_removed_server() -> AbstractContextManager[object]:
+    return patch.object(Replica, "_tell_if_removed", lambda *_: None)
+
+
+@bug(within=10, scenario=directed.forced_for_no_reason)
+def a_promotion_is_forced_while_a_primary_answers() -> AbstractContextManager[object]:
+    return patch.object(forking, "refusal", lambda *_: "")
+
+
+@bug(within=20, scenario=directed.lost_majorities)
+def a_fork_keeps_the_cluster_id() -> AbstractContextManager[object]:
+    return changed(forking, "forked", "Configuration(cluster_id,", "Configuration(old.cluster_id,")
+
+
+@bug(within=20, scenario=directed.lost_majorities)
+def a_fork_goes_on_with_the_next_index() -> AbstractContextManager[object]:
+    return changed(forking, "forked", " + GAP_ENTRIES", " + 1")
+
+
+@bug(within=40, scenario=directed.lost_majorities)
+def a_fork_lacks_what_was_not_known_to_be_committed() -> AbstractContextManager[object]:
+    return changed(
+        Replica,
+        "_fork",
+        "if node.applied < node.log.last_index else []",
+        "if False else []",
     )
 
 

@@ -49,7 +49,10 @@ class RaftInvariants:
         self._entries: dict[tuple[ClusterId, int, int], _Known] = {}
         """By cluster, index and term. As each is always preceded by the same term, whole logs match."""
         self.committed: dict[ClusterId, list[tuple[int, int]]] = {}
-        """By index from 1 on: the entry's term, and the term in which it was first seen committed."""
+        """By index, from the first one of the history on: the entry's term, and the term in which it was
+        first seen committed."""
+        self._begun_at: dict[ClusterId, int] = {}
+        """The index before the first one: 0, or where the history was forked."""
         self._mirrors: dict[ServerId, dict[int, Entry]] = {}
         self._clusters: dict[ServerId, ClusterId] = {}
         self._commits: dict[ServerId, int] = {}
@@ -97,6 +100,8 @@ class RaftInvariants:
         if node is None:
             return
         self._nodes[server] = node
+        if cluster not in self._begun_at:
+            self._check_beginning(cluster, server, node)
         self._check_log(cluster, server, node)
         self._check_commit(cluster, server, node)
         if node.is_leader:
@@ -112,6 +117,22 @@ class RaftInvariants:
             raise Violation(
                 f"{server[:4]} left cluster {self._clusters[server][:4]} and kept its incarnation"
             )
+
+    def _check_beginning(self, cluster: ClusterId, server: ServerId, node: Node) -> None:
+        """A forked history has everything that was committed before, and nothing in common with what its
+        parent may still bring forth."""
+        forks = node.configuration.forks
+        self._begun_at[cluster] = node.log.mark.index if forks else 0
+        if not forks:
+            return
+        parent, begun_at = forks[-1], node.log.mark.index
+        if parent.parent not in self._begun_at:
+            raise Violation(f"{server[:4]} forked a history that nobody knows: {parent.parent[:4]}")
+        committed_to = self._begun_at[parent.parent] + len(self.committed.get(parent.parent, ()))
+        if parent.index < committed_to:
+            raise Violation(f"{server[:4]} forked at entry {parent.index}; {committed_to} was committed")
+        if begun_at < 2 * parent.index + 1_000_000:
+            raise Violation(f"{server[:4]} goes on with entry {begun_at}, which its parent may reach")
 
     def _check_log(self, cluster: ClusterId, server: ServerId, node: Node) -> None:
         """Log matching; and of configurations, that each follows from the one before."""
@@ -135,7 +156,11 @@ class RaftInvariants:
         earlier = [index for index in node.log.configurations if index < entry.index]
         before = node.log.configurations[max(earlier)] if earlier else Configuration("", ())
         after = Configuration.decode(entry.payload)
+        if after.cluster_id in {fork.parent for fork in after.forks}:
+            raise Violation(f"{server[:4]} forked cluster {after.cluster_id[:4]} and kept its id")
         if before.members:
+            if len(set(before.members) ^ set(after.members)) > 2:
+                raise Violation(f"entry {entry.index} changes more than one member: {before} to {after}")
             if len(before.voters ^ after.voters) > 1:
                 raise Violation(f"entry {entry.index} changes more than one voter: {before} to {after}")
             for member in after.members:
@@ -160,21 +185,23 @@ class RaftInvariants:
         if has_led and commit > before and node.log.term_at(commit) != node.term:
             raise Violation(f"{server[:4]} counted copies of an older term's entry {commit} to commit it")
         self._commits[server] = commit
-        committed = self.committed.setdefault(cluster, [])
-        for index in range(before + 1, commit + 1):
+        committed, begun_at = self.committed.setdefault(cluster, []), self._begun_at[cluster]
+        for index in range(max(before, begun_at) + 1, commit + 1):
             term = node.log.term_at(index)
-            if index <= len(committed):
-                if term is not None and term != committed[index - 1][0]:
+            if index - begun_at <= len(committed):
+                known = committed[index - begun_at - 1][0]
+                if term is not None and term != known:
                     raise Violation(
-                        f"{server[:4]} has committed term {term} at index {index}, others term "
-                        f"{committed[index - 1][0]}"
+                        f"{server[:4]} has committed term {term} at index {index}, others term {known}"
                     )
             elif term is None:
                 raise Violation(f"{server[:4]} has committed index {index}, which nobody has seen committed")
             else:
                 self._check_majority(index, term, node)
                 committed.append((term, node.term))
-        led = [each for each, entries in self.committed.items() if len(entries) > 1]
+        led = [
+            each for each, entries in self.committed.items() if len(entries) > 1 and not self._begun_at[each]
+        ]
         if len(led) > 1:
             raise Violation(f"two clusters were founded from the same nodes: {', '.join(led)}")
 
@@ -205,7 +232,8 @@ class RaftInvariants:
         if leader is not None:
             raise Violation(f"{leader[:4]} and {server[:4]} both lead in term {node.term}")
         self._leaders[cluster, node.term] = server
-        for index, (term, committed_in) in enumerate(self.committed.get(cluster, ()), 1):
+        first = self._begun_at[cluster] + 1
+        for index, (term, committed_in) in enumerate(self.committed.get(cluster, ()), first):
             if index <= node.log.mark.index or committed_in >= node.term:
                 continue
             if node.log.term_at(index) != term:

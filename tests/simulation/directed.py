@@ -28,7 +28,7 @@ def _base(seed: int, nodes: int = 3) -> tuple[Scenario, Random]:
     """A well-founded, busy cluster of that size on a good network, and nothing that goes wrong."""
     random = Random(f"{seed}/directed")
     scenario = Scenario.draw(random)
-    scenario.nodes = nodes
+    scenario.nodes, scenario.spares, scenario.observers = nodes, 0, 0
     scenario.chaos_ms = 4000
     scenario.conditions = CALM
     scenario.start_ms = [0] * nodes
@@ -451,6 +451,99 @@ def rewritten_logs(seed: int) -> Scenario:
     return scenario
 
 
+def _with(scenario: Scenario, *, spares: int = 0, observers: int = 0) -> None:
+    scenario.spares, scenario.observers = spares, observers
+    scenario.start_ms = [0] * scenario.everybody
+
+
+def coming_and_going(seed: int) -> Scenario:
+    """Members are added and removed all the time, several at once, while nodes crash."""
+    scenario, random = _base(seed)
+    _with(scenario, spares=2)
+    scenario.conditions = Conditions(delay_ms=(1, 5))
+
+    def strike(world: World) -> None:
+        asked = world.victim(PRIMARY)
+        for verb in ("add", "remove", "add"):
+            name = world.random.choice(world.nodes).name
+            asked.run(partial(world.operate, asked, verb, name))
+
+    scenario.faults = _every(random, 250, "coming and going", strike)
+    scenario.faults += _every(random, 1500, "a crash", _crash(PRIMARY, keep_state=True, down_ms=100))
+    return scenario
+
+
+def removed_while_away(seed: int) -> Scenario:
+    """A secondary is away while it is removed, and comes back to a cluster that elects a primary then."""
+    scenario, _ = _base(seed, nodes=4)
+    scenario.is_volatile = False
+
+    def strike(world: World) -> None:
+        asked = world.victim(PRIMARY)
+        others = [node for node in world.nodes if node is not asked]
+        gone = world.random.choice(others)
+        world.crash(gone, keep_state=True, down_ms=500)
+        world.scheduler.after(100, lambda: asked.run(partial(world.operate, asked, "remove", gone.name)))
+        world.scheduler.after(650, lambda: world.crash(world.victim(PRIMARY), keep_state=True, down_ms=300))
+
+    scenario.faults = [Fault(800, "a removal", "one is removed while it is away", strike)]
+    scenario.faults += [Fault(2500, "a removal", "one is removed while it is away", strike)]
+    return scenario
+
+
+def looking_on(seed: int) -> Scenario:
+    """Observers stay with a primary that is cut off from the other members."""
+    scenario, random = _base(seed)
+    _with(scenario, observers=2)
+    scenario.local_clients = [0, 1, 2]
+
+    def strike(world: World) -> None:
+        primary = world.victim(PRIMARY)
+        others = [node for node in world.nodes if node is not primary and not node.is_observer]
+        directions = [(node.name, primary.name) for node in others]
+        directions += [(primary.name, node.name) for node in others]
+        world.network.cut(directions)
+        world.scheduler.after(450, lambda: world.network.mend(directions))
+        for other in others:
+            world.network.close(other.name, primary.name)
+
+    scenario.faults = _every(random, 800, "the primary is left to observers", strike)
+    return scenario
+
+
+def lost_majorities(seed: int) -> Scenario:
+    """All members but one lose their state, and that one goes on alone; perhaps another one kept its own."""
+    scenario, random = _base(seed, nodes=random_size(seed))
+    scenario.is_volatile = False
+    _with(scenario, observers=seed % 2)
+    scenario.conditions = Conditions(delay_ms=(1, 20))
+    at_ms = random.randrange(1500, 2500)
+
+    def strike(world: World) -> None:
+        members = [node for node in world.nodes if not node.is_observer]
+        kept = world.random.choice([None, *members]) if len(members) > 3 else None
+        if world.lose_majority(keeps_state=kept) is None:
+            return
+        for node in members:
+            world.scheduler.after(1600, node.start)
+
+    for delay_ms in (0, 90, 230):  # until there is somebody with everything
+        scenario.faults.append(Fault(at_ms + delay_ms, "a lost majority", "a majority is lost", strike))
+    return scenario
+
+
+def forced_for_no_reason(seed: int) -> Scenario:
+    """An operator forces a promotion although the cluster is well."""
+    scenario, random = _base(seed)
+
+    def strike(world: World) -> None:
+        node = world.random.choice(world.nodes)
+        node.run(node.fork)
+
+    scenario.faults = _every(random, 1500, "force", strike)
+    return scenario
+
+
 ALL: tuple[Directed, ...] = (
     false_alarms,
     lost_states,
@@ -479,4 +572,9 @@ ALL: tuple[Directed, ...] = (
     power_losses,
     slow_elections,
     rewritten_logs,
+    coming_and_going,
+    removed_while_away,
+    looking_on,
+    lost_majorities,
+    forced_for_no_reason,
 )

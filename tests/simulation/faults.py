@@ -228,6 +228,53 @@ def _remove_dead(random: Random, nodes: int) -> Drawn:
     return strike, f"{_name(victim)} dies, and its vote is taken away"
 
 
+def _add(random: Random, nodes: int) -> Drawn:
+    asked, newcomer = random.randrange(nodes), random.randrange(nodes)
+
+    def strike(world: World) -> None:
+        node, target = world.victim(asked), world.victim(newcomer)
+        node.run(lambda: world.operate(node, "add", target.name))
+
+    return strike, f"{_name(asked)} is asked to add {_name(newcomer)}"
+
+
+def _remove(random: Random, nodes: int) -> Drawn:
+    asked, leaving = random.randrange(nodes), _victim(random, nodes)
+
+    def strike(world: World) -> None:
+        node, target = world.victim(asked), world.victim(leaving)
+        node.run(lambda: world.operate(node, "remove", target.name))
+
+    return strike, f"{_name(asked)} is asked to remove {_name(leaving)}"
+
+
+def _replace(random: Random, nodes: int) -> Drawn:
+    """One goes, another one comes, both at the same time; perhaps the one that goes is away."""
+    leaving, newcomer = _victim(random, nodes), random.randrange(nodes)
+    dies, down_ms = random.random() < 0.5, random.choice([300, 2500])
+
+    def strike(world: World) -> None:
+        old, new = world.victim(leaving), world.victim(newcomer)
+        if dies:
+            world.crash(old, keep_state=True, down_ms=down_ms)
+        asked = world.victim(PRIMARY)
+        asked.run(lambda: world.operate(asked, "add", new.name))
+        asked.run(lambda: world.operate(asked, "remove", old.name))
+
+    return strike, f"{_name(leaving)} is to be replaced by {_name(newcomer)}"
+
+
+def _lose_majority(random: Random, nodes: int) -> Drawn:
+    back_ms = random.choice([1500, 4000])
+
+    def strike(world: World) -> None:
+        if world.lose_majority() is not None:
+            for node in world.nodes:
+                world.scheduler.after(back_ms, node.start)
+
+    return strike, f"all members but one lose their state, and it goes on alone ({back_ms} ms)"
+
+
 def _move_clients(random: Random, nodes: int) -> Drawn:
     return lambda world: world.move_clients(), "all remote clients lose their connections"
 
@@ -255,6 +302,9 @@ _KINDS: dict[str, Callable[[Random, int], Drawn]] = {
     "promote": _promote,
     "failover": _failover,
     "remove dead": _remove_dead,
+    "add": _add,
+    "remove": _remove,
+    "replace": _replace,
     "move clients": _move_clients,
     "crowd": _crowd,
 }

@@ -30,6 +30,7 @@ from hotspare.replica import (
     Reborn,
     Replica,
     ReplicaConfig,
+    Retired,
     ShownEverywhere,
     Work,
 )
@@ -113,8 +114,12 @@ class Storage:
 
 
 class SimulatedNode:
-    def __init__(self, world: World, name: str, clock: NodeClock, storage: Storage) -> None:
+    def __init__(
+        self, world: World, name: str, clock: NodeClock, storage: Storage, options: dict[str, Any]
+    ) -> None:
+        """`options` are those of its ReplicaConfig."""
         self.name = name
+        self.options = options
         self.clock = clock
         self.storage = storage
         self.is_volatile = world.scenario.is_volatile
@@ -191,7 +196,7 @@ class SimulatedNode:
         self.life += 1
         self._world.trace(self.name, "starts")
         self.replica = Replica(
-            ReplicaConfig(name=self.name, address=self.name, **self._world.replica_options),
+            ReplicaConfig(name=self.name, address=self.name, **self.options),
             self.store,
             self._random.randrange,
             self._world.new_id,
@@ -361,13 +366,24 @@ class SimulatedNode:
         context = self._replica.found({name: name for name in names}, patience_ms, self.now)
         self._waiting[context] = lambda done: self._world.trace(self.name, f"founding: {done.text}")
 
+    @property
+    def is_observer(self) -> bool:
+        return self.options.get("role") == "observer"
+
+    def fork(self) -> None:
+        self._wait_for("fork", "", self._replica.fork(self.now))
+
     def operate(self, verb: str, argument: str) -> None:
+        if self._replica.node is not None:  # otherwise the shell refuses it
+            self._wait_for(verb, argument, self._replica.operate(verb, argument, self.now))
+
+    def _wait_for(self, verb: str, argument: str, context: int) -> None:
         self._world.trace(self.name, f"is told: {verb} {argument}")
-        context = self._replica.operate(verb, argument, self.now)
         self.operations.add(context)
 
         def done(event: Any) -> None:
             self.operations.discard(context)
+            self._world.met[f"{verb}: {event.outcome}"] += 1
             self._world.trace(self.name, f"{verb} {argument}: {event.outcome}, {event.text}")
 
         self._waiting[context] = done
@@ -493,9 +509,12 @@ class SimulatedNode:
                 if done := self._waiting.pop(event.context, None):
                     done(event)
             elif isinstance(event, Reborn):
-                self._world.trace(self.name, "gives the founding up")
-                self._world.met["a founding given up"] += 1
+                self._world.trace(self.name, f"is another server: {event.why}")
+                self._world.met["a founding given up" if self._replica.node is None else "a fork"] += 1
                 self._world.network.reconnect(self.name)
+            elif isinstance(event, Retired):
+                self._world.trace(self.name, "learns that it does not belong any more")
+                self._world.met["a server that was removed"] += 1
             elif isinstance(event, LeaderChanged):
                 self._world.trace(self.name, f"follows {event.leader or 'nobody'} in term {event.term}")
 

@@ -25,7 +25,7 @@ import hotspare.replica
 import hotspare.table
 from hotspare.protocol.commit import Work
 from hotspare.protocol.messages import Envelope
-from hotspare.raft.messages import Configuration, VoteReply
+from hotspare.raft.messages import Configuration, VoteReply, VoteRequest
 from hotspare.raft.node import Timing
 from hotspare.session import record_expires_at_ms
 from hotspare.store import Row
@@ -52,6 +52,10 @@ class Scenario:
     """Everything about a run that is drawn beforehand. Directed scenarios change some of it."""
 
     nodes: int
+    """Those that found the cluster."""
+    spares: int
+    """Empty nodes beside them, which may be added."""
+    observers: int
     chaos_ms: int
     conditions: Conditions
     start_ms: list[int]
@@ -83,6 +87,8 @@ class Scenario:
     @staticmethod
     def draw(random: Random) -> Scenario:
         nodes = random.choice([1, 2, 3, 3, 3, 3, 3, 4, 5])
+        spares, observers = random.choice([0, 0, 0, 1, 2]), random.choice([0, 0, 0, 1, 2])
+        everybody = nodes + spares + observers
         chaos_ms = random.choice([2000, 4000, 6000])
         late = random.random() < 0.3
         by_settings = random.random() < 0.3
@@ -92,14 +98,16 @@ class Scenario:
         names = tuple(f"n{number + 1}" for number in range(nodes))
         scenario = Scenario(
             nodes=nodes,
+            spares=spares,
+            observers=observers,
             chaos_ms=chaos_ms,
             conditions=Conditions.draw(random),
-            start_ms=[random.randrange(1500 if late else 30) for _ in names],
+            start_ms=[random.randrange(1500 if late else 30) for _ in range(everybody)],
             by_settings=by_settings,
             founders=[] if by_settings else founders,
             workload=Workload(random),
-            remote_clients=[random.randrange(nodes) for _ in range(random.choice([0, 1, 2]))],
-            local_clients=[random.randrange(nodes) for _ in range(random.choice([1, 2]))],
+            remote_clients=[random.randrange(everybody) for _ in range(random.choice([0, 1, 2]))],
+            local_clients=[random.randrange(everybody) for _ in range(random.choice([1, 2]))],
             untrusted=frozenset(random.sample(range(nodes), 1 if nodes > 1 else 0)),
             limits=_draw_limits(random),
             replica_options={
@@ -111,11 +119,15 @@ class Scenario:
                 "log_keep_bytes": random.choice([1 << 20, 3000, 800]),
             },
         )
-        scenario.faults = draw_plan(random, nodes, 300, chaos_ms)
+        scenario.faults = draw_plan(random, everybody, 300, chaos_ms)
         scenario.is_volatile = random.random() < 0.25
         scenario.for_all = random.choice([0.0, 0.3, 1.0])
         scenario.disk_ms = random.choice([(0, 0), (0, 0), (0, 3), (1, 15)])
         return scenario
+
+    @property
+    def everybody(self) -> int:
+        return self.nodes + self.spares + self.observers
 
 
 def _draw_limits(random: Random) -> dict[tuple[Any, str], int]:
@@ -173,12 +185,18 @@ class World:
         """The greatest that any copy has applied."""
         self._open: list[tuple[int, int, Operation]] = []
         """Writes of unknown outcome, by deadline: each may yet take effect until stamps are beyond it."""
-        self.nodes = [self._new_node(position) for position in range(self.scenario.nodes)]
+        self.nodes = [self._new_node(position) for position in range(self.scenario.everybody)]
         self.clients = self._new_clients()
 
-    @property
-    def replica_options(self) -> dict[str, Any]:
-        return self.scenario.replica_options
+    def _options_of(self, position: int) -> dict[str, Any]:
+        scenario = self.scenario
+        options = scenario.replica_options
+        if position < scenario.nodes:
+            return options
+        if position < scenario.nodes + scenario.spares:
+            return options | {"replica_nodes": ()}
+        founders = tuple(f"n{number + 1}" for number in range(scenario.nodes))
+        return options | {"replica_nodes": founders[: self.random.randint(1, 2)], "role": "observer"}
 
     def new_id(self) -> str:
         return f"{self._ids.getrandbits(128):032x}"
@@ -187,7 +205,7 @@ class World:
         name = f"n{position + 1}"
         clock = NodeClock.draw(self.scheduler.stream(f"clock {name}"))
         storage = Storage(self.scheduler.stream(f"storage {name}"), self.scenario.disk_ms)
-        node = SimulatedNode(self, name, clock, storage)
+        node = SimulatedNode(self, name, clock, storage, self._options_of(position))
         self.network.add(node)
         return node
 
@@ -240,7 +258,8 @@ class World:
             fault.strike(self)
 
     def _found(self, founder: SimulatedNode) -> None:
-        founder.run(lambda: founder.found([node.name for node in self.nodes], patience_ms=3000))
+        names = [node.name for node in self.nodes[: self.scenario.nodes]]
+        founder.run(lambda: founder.found(names, patience_ms=3000))
 
     def _heal(self) -> None:
         self.trace("world", "the faults stop")
@@ -259,7 +278,8 @@ class World:
         """Waits until all is well again; the operator founds the cluster if nobody did."""
         end_ms = self.scheduler.now_ms + RECOVERY_MS
         next_founding_ms = self.scheduler.now_ms + 2000
-        while not self._is_well():
+        takes_all_in = self.random.random() < 0.5
+        while not self._is_well(takes_all_in):
             if self.scheduler.now_ms >= end_ms:
                 raise Violation(
                     f"no progress within {RECOVERY_MS} ms after the faults stopped: {self._state()}"
@@ -267,32 +287,83 @@ class World:
             if self.scheduler.now_ms >= next_founding_ms:
                 next_founding_ms += 3500
                 self._help_founding()
+                self._help_belonging(takes_all_in)
+            self._move_clients_of_strangers()
             self.scheduler.run_until(self.scheduler.now_ms + POLL_MS)
         self.trace("world", "all is well")
 
     def _help_founding(self) -> None:
         if not self._has_cluster() and not self.scenario.by_settings:
-            empty = [node for node in self.nodes if node.is_up and node.replica.node is None]  # type: ignore[union-attr]
+            founders = self.nodes[: self.scenario.nodes]
+            empty = [node for node in founders if node.is_up and node.replica.node is None]  # type: ignore[union-attr]
             if empty:
                 self._found(empty[0])
 
     def _has_cluster(self) -> bool:
         return any(len(entries) > 1 for entries in self.raft_invariants.committed.values())
 
-    def _is_well(self) -> bool:
+    def _move_clients_of_strangers(self) -> None:
+        """A node that is in no cluster tells its clients that it takes no writes."""
+        copies = self._copies
+        for client in self.clients:
+            if isinstance(client, RemoteClient) and self._members and client.home not in copies:
+                client.move()
+
+    def _help_belonging(self, takes_all_in: bool) -> None:
+        """Operators discard what another history left behind, and perhaps take everybody in."""
+        for node in self.nodes:
+            if node.stored_identity.superseded_by:
+                node.crash(keep_state=False)
+                node.start()
         leaders = [node for node in self.nodes if node.replica is not None and node.replica.is_leader]
-        if len(leaders) != 1 or not all(client.origin.idle for client in self.clients):
+        for leader in leaders[:1] if takes_all_in else []:
+            for node in self.nodes:
+                if not node.is_observer and node not in self._members:
+                    self.operate(leader, "add", node.name)
+
+    @property
+    def _members(self) -> list[SimulatedNode]:
+        """Those that the primary's configuration names."""
+        leaders = [node for node in self.nodes if node.replica is not None and node.replica.is_leader]
+        if not leaders:
+            return []
+        configuration = leaders[0].replica.configuration  # type: ignore[union-attr]
+        return [node for node in self.nodes if configuration.by_name(node.name) is not None]
+
+    def _waiting_clients(self) -> list[Client]:
+        """In the process of a node that was removed, what was sent never gets its answer: there it is enough
+        that everybody was told that the outcome is unknown."""
+        copies = self._copies
+        return [
+            client
+            for client in self.clients
+            if (not client.origin.idle if client.home in copies else client.under_way)
+        ]
+
+    @property
+    def _copies(self) -> list[SimulatedNode]:
+        """Those that are to have a copy at the end."""
+        members = self._members
+        return [node for node in self.nodes if node in members or node.is_observer]
+
+    def _is_well(self, takes_all_in: bool = False) -> bool:
+        leaders = [node for node in self.nodes if node.replica is not None and node.replica.is_leader]
+        if len(leaders) != 1 or self._waiting_clients():
             return False
         leader = leaders[0].replica
         assert leader is not None
         assert leader.node is not None
-        if leader.configuration.voters != {node.incarnation for node in self.nodes}:
+        members, copies = self._members, self._copies
+        if leader.configuration.voters != {node.incarnation for node in members}:
+            return False
+        others = [node for node in self.nodes if node not in copies]
+        if takes_all_in and others:
             return False
         last = leader.node.log.last_index
-        copies = [node.replica for node in self.nodes if node.replica is not None]
-        return all(copy.table.applied_index == last and copy.node is not None for copy in copies) and all(
-            node.is_fresh and not node.barriers for node in self.nodes
-        )
+        replicas = [node.replica for node in copies if node.replica is not None]
+        have_all = all(each.table.applied_index == last and each.node is not None for each in replicas)
+        know_it = all(each.node is None or each.is_retired for node in others if (each := node.replica))
+        return have_all and know_it and all(node.is_fresh and not node.barriers for node in copies)
 
     def _state(self) -> str:
         lines = []
@@ -309,13 +380,13 @@ class World:
                 f"barriers {len(node.barriers)}, configuration "
                 + " ".join(f"{m.name}={m.id[:4]}{'' if m.voter else '?'}" for m in raft.configuration.members)
             )
-        waiting = [client.name for client in self.clients if not client.origin.idle]
+        waiting = [client.name for client in self._waiting_clients()]
         return "\n    ".join(["", *lines, f"clients that wait: {', '.join(waiting) or 'none'}"])
 
     def _probe(self) -> None:
         """Every node takes a write, shows it everywhere, and answers a linearizable read of every session."""
         probes = [
-            LocalClient(self, f"probe {node.name}", node, self.scenario.workload) for node in self.nodes
+            LocalClient(self, f"probe {node.name}", node, self.scenario.workload) for node in self._copies
         ]
         self.clients += probes
         asked: list[Operation] = []
@@ -330,7 +401,7 @@ class World:
                 open = "\n    ".join(str(each) for each in asked if each.verdict is Verdict.UNKNOWN)
                 raise Violation(f"the healthy cluster does not answer:\n    {open}{self._state()}")
             self.scheduler.run_until(self.scheduler.now_ms + POLL_MS)
-        for node in self.nodes:
+        for node in self._copies:
             self.read_local(node)
 
     # --- faults ---------------------------------------------------------------------------------------
@@ -402,6 +473,23 @@ class World:
         if all(configuration.voters <= stored for configuration in self._acting_configurations()):
             asked.operate(verb, name)
 
+    def lose_majority(self, *, keeps_state: SimulatedNode | None = None) -> SimulatedNode | None:
+        """All members but the one whose log is the most up to date lose their state (but for the one named,
+        which stays away), and that one is told to go on alone. None if there is nothing to lose yet."""
+        members = [node for node in self.nodes if node.raft is not None and not node.is_observer]
+        up = [node for node in members if node.is_up and node.raft.is_voter]  # type: ignore[union-attr]
+        survivor = max(up, key=_secondary_with_everything, default=None)
+        is_best = survivor is not None and all(_log_end(node) <= _log_end(survivor) for node in members)
+        if survivor is None or not is_best or self.is_healed or any(node.operations for node in self.nodes):
+            return None
+        for node in self.nodes:
+            if node is not survivor and not node.is_observer:
+                node.start()
+                node.crash(keep_state=node is keeps_state and not node.is_volatile)
+        survivor.resume()
+        survivor.run(survivor.fork)
+        return survivor
+
     def _acting_configurations(self) -> list[Configuration]:
         """All that may act: the latest committed one, and those after it in any log."""
         rafts = [raft for node in self.nodes if (raft := node.raft) is not None]
@@ -431,10 +519,18 @@ class World:
     def sent(self, envelope: Envelope) -> None:
         self.raft_invariants.sent(envelope)
         message = envelope.message
+        if isinstance(message, VoteReply | VoteRequest):
+            self._check_may_vote(envelope.sender)
         voted = isinstance(message, VoteReply) and message.granted and not message.pre
         if voted and self.random.random() < self.scenario.voters_die:
             voter = next(node for node in self.nodes if node.incarnation == envelope.sender)
             self.scheduler.after(0, lambda: self.crash(voter, keep_state=True, down_ms=0))
+
+    def _check_may_vote(self, server: str) -> None:
+        for node in self.nodes:
+            replica = node.replica
+            if replica is not None and replica.id == server and (replica.is_retired or node.is_observer):
+                raise Violation(f"{node.name} takes part in elections, and is no member")
 
     def after_step(self, node: SimulatedNode) -> None:
         replica = node.replica
@@ -523,19 +619,19 @@ class World:
     # --- the judgement --------------------------------------------------------------------------------
 
     def _compare_copies(self) -> None:
-        first, *others = self.nodes
+        first, *others = self._copies
         rows = _rows(first)
         for other in others:
             if _rows(other) != rows:
                 raise Violation(
                     f"the rows of {first.name} and {other.name} differ:{_difference(first, other)}"
                 )
-        for node in self.nodes:
+        for node in self._copies:
             _check_expiry_index(node)
 
     def _count_operations(self) -> None:
         self.met["an election"] += self.raft_invariants.elections
-        self.met["a new server under an old name"] += self.raft_invariants.servers - len(self.nodes)
+        self.met["a new server under an old name"] += max(0, self.raft_invariants.servers - len(self.nodes))
         for operation in self.operations:
             self.met[f"{operation.verb.value}: {operation.verdict.value}"] += 1
 
@@ -559,6 +655,16 @@ def _term(node: SimulatedNode) -> int:
     assert node.replica is not None
     assert node.replica.node is not None
     return node.replica.node.term
+
+
+def _log_end(node: SimulatedNode) -> tuple[int, int]:
+    raft = node.raft
+    return (raft.log.last_term, raft.log.last_index) if raft is not None else (0, 0)
+
+
+def _secondary_with_everything(node: SimulatedNode) -> tuple[int, int, bool]:
+    """A secondary learns late what is committed, so there is most to be lost."""
+    return (*_log_end(node), node.raft is not None and not node.raft.is_leader)
 
 
 def _rows(node: SimulatedNode) -> list[Row]:

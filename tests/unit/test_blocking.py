@@ -86,6 +86,8 @@ EVERY_VERB: dict[str, Callable[[SessionReplicator], Any]] = {
     "get_metrics": lambda sessions: sessions.get_metrics(),
     "promote_to_primary": lambda sessions: sessions.promote_to_primary(),
     "trigger_failover": lambda sessions: sessions.trigger_failover("127.0.0.1:7401"),
+    "add_node": lambda sessions: sessions.add_node("127.0.0.1:7402"),
+    "remove_node": lambda sessions: sessions.remove_node("127.0.0.1:7402"),
 }
 
 

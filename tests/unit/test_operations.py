@@ -9,10 +9,11 @@ from hotspare.protocol.messages import OperationReply
 from hotspare.protocol.operations import OperationDone, Operations, Route
 from hotspare.protocol.outbox import Now, Outbox
 from hotspare.protocol.peers import Peer, Peers
-from hotspare.raft.messages import Append, AppendReply, Message, TimeoutNow
+from hotspare.raft.messages import Append, AppendReply, Configuration, Message, TimeoutNow
 from tests.unit.raft_network import Network, configuration
 
 HERE = Route("", 71)
+NOBODY_YET = Configuration("", ())
 
 
 class Office:
@@ -28,7 +29,7 @@ class Office:
     def ask(self, verb: str, argument: str) -> None:
         """As if it had been asked here, of this leader."""
         context = self.operations.start(verb, argument)
-        assert self.operations.to_ask(("a", self.node.term)) == [(context, verb, argument)]
+        assert self.operations.to_ask(("a", self.node.term), NOBODY_YET) == [(context, verb, argument)]
         self.operations.perform(self.node, Route("", context), verb, argument)
 
     def perform(self, verb: str, argument: str, route: Route = HERE) -> None:
@@ -75,15 +76,15 @@ def test_each_leader_is_asked_once(operations: Operations):
     context = operations.start("promote", "a")
     assert not operations.idle
 
-    assert operations.to_ask(("b", 2)) == [(context, "promote", "a")]
-    assert operations.to_ask(("b", 2)) == []
-    assert operations.to_ask(("b", 3)) == [(context, "promote", "a")]
-    assert operations.to_ask(("c", 4)) == [(context, "promote", "a")]
+    assert operations.to_ask(("b", 2), NOBODY_YET) == [(context, "promote", "a")]
+    assert operations.to_ask(("b", 2), NOBODY_YET) == []
+    assert operations.to_ask(("b", 3), NOBODY_YET) == [(context, "promote", "a")]
+    assert operations.to_ask(("c", 4), NOBODY_YET) == [(context, "promote", "a")]
 
 
 def test_the_first_answer_ends_it(operations: Operations):
     context = operations.start("promote", "a")
-    operations.to_ask(("b", 2))
+    operations.to_ask(("b", 2), NOBODY_YET)
 
     operations.replied(OperationReply(context + 1, "refused", "to somebody else"))
     operations.replied(OperationReply(context, "done", "a is primary"))
@@ -92,7 +93,7 @@ def test_the_first_answer_ends_it(operations: Operations):
     assert operations.take_done() == [OperationDone(context, "done", "a is primary")]
     assert operations.take_done() == []
     assert operations.idle
-    assert operations.to_ask(("c", 4)) == []
+    assert operations.to_ask(("c", 4), NOBODY_YET) == []
 
 
 def test_what_nobody_waits_for_is_not_asked(operations: Operations):
@@ -100,7 +101,7 @@ def test_what_nobody_waits_for_is_not_asked(operations: Operations):
 
     operations.forget(context)
 
-    assert operations.to_ask(("b", 2)) == []
+    assert operations.to_ask(("b", 2), NOBODY_YET) == []
     operations.replied(OperationReply(context, "done", ""))
     assert operations.take_done() == []
 
@@ -108,18 +109,18 @@ def test_what_nobody_waits_for_is_not_asked(operations: Operations):
 def test_a_failover_of_the_primary_is_done_when_another_leads_and_not_asked_twice(operations: Operations):
     """Asked again, the next primary would have to step aside as well."""
     context = operations.start("failover", "b")
-    assert operations.to_ask(("b", 2)) == [(context, "failover", "b")]
+    assert operations.to_ask(("b", 2), NOBODY_YET) == [(context, "failover", "b")]
 
-    assert operations.to_ask(("c", 3)) == []
+    assert operations.to_ask(("c", 3), NOBODY_YET) == []
 
     assert operations.take_done() == [OperationDone(context, "done", "c is primary")]
 
 
 def test_a_failover_of_a_secondary_is_asked_of_the_next_primary_too(operations: Operations):
     context = operations.start("failover", "d")
-    operations.to_ask(("b", 2))
+    operations.to_ask(("b", 2), NOBODY_YET)
 
-    assert operations.to_ask(("c", 3)) == [(context, "failover", "d")]
+    assert operations.to_ask(("c", 3), NOBODY_YET) == [(context, "failover", "d")]
     assert operations.take_done() == []
 
 

@@ -499,7 +499,6 @@ async def test_other_arguments_are_checked_too(alone: AsyncSessionReplicator):
     for other in (
         alone.get_session("s1", read="eventually"),  # type: ignore[arg-type]
         alone.store_session("s1", {}, MINUTE_MS, ack="none"),  # type: ignore[arg-type]
-        alone.promote_to_primary(force=True),
         alone.start_cluster(["nonsense"]),
     ):
         with pytest.raises(ConfigError):

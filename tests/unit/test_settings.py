@@ -235,7 +235,6 @@ def test_settings_outside_the_table_are_not_silently_ignored(tmp_path: Path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("role", "observer"),
         ("storage_mode", "redis"),
         *((key, "x") for key, allowed in AVAILABLE.items() if None in allowed),
     ],

@@ -32,6 +32,9 @@ SUMMARIES = {
         "run": "run a node, and a command that attaches to it",
         "start-cluster": "found a cluster of empty nodes",
         "new-key": "make a key that nodes and clients share",
+        "members": "show who belongs to the cluster, and who votes",
+        "add": "take a running, empty node into the cluster",
+        "remove": "take a member out of the cluster",
     },
     "sessions": {
         "store": "store a session",
@@ -46,6 +49,7 @@ SUMMARIES = {
         "flush": "wait until a node has nothing pending",
         "promote": "make a node the primary",
         "failover": "take the leadership, or a dead node's vote, away from a node",
+        "failovers": "show when the primary changed, why, and for how long there was none",
     },
     "trying it out": {
         "demo": "watch four nodes survive the death of their primary",
@@ -87,9 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
     # Listed above, in groups: argparse knows one list only.
     commands = parser.add_subparsers(prog="hotspare", dest="command", help=argparse.SUPPRESS)
     for add in (
-        *(_add_serve, _add_run, _add_start_cluster, _add_new_key),
+        *(_add_serve, _add_run, _add_start_cluster, _add_new_key, _add_members, _add_add, _add_remove),
         *(_add_store, _add_get, _add_delete, _add_list),
-        *(_add_status, _add_metrics, _add_events, _add_flush, _add_promote, _add_failover),
+        *(_add_status, _add_metrics, _add_events, _add_flush, _add_promote, _add_failover, _add_failovers),
         *(_add_load, _add_demo, _add_version),
     ):
         add(commands)
@@ -139,6 +143,7 @@ def _add_serve(commands: Commands[_Parser]) -> None:
         """,
         """\
         hotspare serve --node 127.0.0.1:7401 --replicas 127.0.0.1:7402,127.0.0.1:7403
+        hotspare serve --node 127.0.0.1:7409 --role observer --replicas 127.0.0.1:7401,127.0.0.1:7402
         hotspare serve --config /etc/hotspare.toml
         HOTSPARE_NODE=127.0.0.1:7401 hotspare serve
         """,
@@ -238,6 +243,49 @@ def _add_new_key(commands: Commands[_Parser]) -> None:
         "hotspare new-key > cluster.key",
     )
     command.set_defaults(json=False)
+
+
+def _add_members(commands: Commands[_Parser]) -> None:
+    _client_command(
+        commands,
+        "members",
+        """\
+        Shows the members of the cluster as the asked node knows them: who votes, who is still catching up,
+        who is away; and the observers that are connected to it.
+        """,
+        """\
+        hotspare members
+        hotspare members --json | jq '.[] | select(.votes) | .node'
+        """,
+    )
+
+
+def _add_add(commands: Commands[_Parser]) -> None:
+    command = _client_command(
+        commands,
+        "add",
+        """\
+        The node must be running and empty: `hotspare serve --node HOST:PORT` without replicas waits for this.
+        It gets a copy first, and votes as soon as that is up to date. One that was removed and still has its
+        state can be added again.
+        """,
+        "hotspare add 127.0.0.1:7404",
+    )
+    command.add_argument("newcomer", metavar="HOST:PORT", type=_address, help="the node's name")
+
+
+def _add_remove(commands: Commands[_Parser]) -> None:
+    command = _client_command(
+        commands,
+        "remove",
+        """\
+        Takes the vote away from a member, and then its place, whether it answers or not; the primary hands
+        its leadership over first. Refused where too few would remain to go on. The node acts no more and says
+        so in its status, as soon as any member can tell it: then it can be stopped.
+        """,
+        "hotspare remove 127.0.0.1:7404",
+    )
+    command.add_argument("leaving", metavar="NODE", help="the node's name")
 
 
 # Sessions
@@ -393,15 +441,25 @@ def _add_flush(commands: Commands[_Parser]) -> None:
 
 
 def _add_promote(commands: Commands[_Parser]) -> None:
-    _client_command(
+    command = _client_command(
         commands,
         "promote",
         """\
         The asked node flushes what is pending and takes the leadership over in an orderly way: nothing is
         lost, and writers see no error. Returns when it is the primary.
+
+        Where a majority of the members is lost for good, --force lets the asked node go on alone, as a new
+        cluster, from what it has. What only the others had is lost, acknowledged or not. It is refused while
+        a primary or a majority answers. Those who come back say that they are superseded; started with
+        `hotspare serve --discard` they take part again.
         """,
-        "hotspare promote --node 127.0.0.1:7402",
+        """\
+        hotspare promote --node 127.0.0.1:7402
+        hotspare promote --force --node 127.0.0.1:7403
+        """,
     )
+    command.add_argument("--force", action="store_true", help="go on alone, without the others; loses data")
+    command.add_argument("--yes", action="store_true", help="with --force: do not ask whether that is meant")
 
 
 def _add_failover(commands: Commands[_Parser]) -> None:
@@ -416,6 +474,23 @@ def _add_failover(commands: Commands[_Parser]) -> None:
         "hotspare failover 127.0.0.1:7402",
     )
     command.add_argument("failing", metavar="NODE", help="the node's name")
+
+
+def _add_failovers(commands: Commands[_Parser]) -> None:
+    _client_command(
+        commands,
+        "failovers",
+        """\
+        Shows the failovers that the asked node has seen since it started, at most the last hundred: when,
+        from whom to whom, for how many milliseconds there was no primary, and why: `killed` (the primary's
+        connections broke), `silent` (it hung, or was cut off), `ordered` (by an operator), `stopped` (in good
+        order).
+        """,
+        """\
+        hotspare failovers
+        hotspare failovers --json | jq '.[-1].without_primary_ms'
+        """,
+    )
 
 
 # Trying it out

@@ -152,11 +152,40 @@ async def flush(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
 
 
 async def promote(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
+    if options.force:
+        return await _promote_by_force(replicator, options)
     await replicator.promote_to_primary()
     status = await replicator.get_replication_status()
     found = {key: status[key] for key in ("node", "primary", "term")}
     _print(options, f"{status['primary']} is the primary (term {status['term']})", found)
     return Exit.DONE
+
+
+async def _promote_by_force(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
+    status = await replicator.get_replication_status()
+    if not options.yes and not _is_confirmed(status):
+        say("hotspare: nothing was done")
+        return Exit.FAILED
+    outcome = await replicator.promote_to_primary(force=True)
+    status = await replicator.get_replication_status()
+    found = {key: status[key] for key in ("node", "primary", "term", "cluster_id", "ancestry")}
+    _print(options, outcome, found | {"outcome": outcome})
+    return Exit.DONE
+
+
+def _is_confirmed(status: dict[str, Any]) -> bool:
+    say(
+        f"{status['node']} will go on alone, as a new cluster, from what it has: {status['active_sessions']} "
+        f"sessions, entry {status['applied_index']}.\n"
+        "Whatever was acknowledged and only the others have is lost, and what they may write now, too.\n"
+        "They never mix with the new cluster: those who come back must be started with --discard."
+    )
+    if not sys.stdin.isatty():
+        say("Without a terminal to ask on, --yes says that this is meant.")
+        return False
+    print("Type the node's name to go on: ", end="", file=sys.stderr, flush=True)
+    typed, name = sys.stdin.readline().strip(), str(status["node"])
+    return typed == name
 
 
 async def failover(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
@@ -169,6 +198,30 @@ async def events(replicator: AsyncSessionReplicator, options: Namespace) -> Exit
     from hotspare.cli import events
 
     return await events.show(replicator, options)
+
+
+async def add(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
+    outcome = await replicator.add_node(options.newcomer)
+    _print(options, outcome, {"node": options.newcomer, "outcome": outcome})
+    return Exit.DONE
+
+
+async def remove(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
+    outcome = await replicator.remove_node(options.leaving)
+    _print(options, outcome, {"node": options.leaving, "outcome": outcome})
+    return Exit.DONE
+
+
+async def members(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
+    from hotspare.cli import members
+
+    return await members.show(replicator, options)
+
+
+async def failovers(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
+    from hotspare.cli import failovers
+
+    return await failovers.show(replicator, options)
 
 
 async def load(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
@@ -196,5 +249,9 @@ COMMANDS: dict[str, Command] = {
     "promote": promote,
     "failover": failover,
     "events": events,
+    "failovers": failovers,
+    "members": members,
+    "add": add,
+    "remove": remove,
     "load": load,
 }

@@ -170,10 +170,11 @@ def _stop_on_signals() -> asyncio.Future[None]:
 
 def _announce(settings: Settings, directory: Path) -> None:
     """For whoever started us: from now on clients can connect."""
+    role = " as an observer" if settings.role == "observer" else ""
     others = f"replicas {', '.join(settings.replica_nodes)}" if settings.replica_nodes else "no replicas"
     where = f"{settings.storage_mode} store in {directory}"
     with suppress(BrokenPipeError):  # the node does not need its listeners
-        print(f"hotspare {settings.node} listening, {others}, {where}", flush=True)
+        print(f"hotspare {settings.node} listening{role}, {others}, {where}", flush=True)
 
 
 def log_to_stderr(level: str) -> None:

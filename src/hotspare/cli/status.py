@@ -22,7 +22,18 @@ PEER_TIMEOUT_MS = 1000
 SHOWN_DIGITS = 12
 """Of digests and cluster ids: enough to see whether they are equal."""
 
-ROLE_STYLES = {"primary": "bold green", "secondary": "cyan", "learner": "yellow", "unfounded": "yellow"}
+ROLE_STYLES = {
+    "primary": "bold green",
+    "secondary": "cyan",
+    "observer": "blue",
+    "learner": "yellow",
+    "unfounded": "yellow",
+    "removed": "red",
+    "superseded": "red",
+}
+
+NO_COPY = ("unfounded", "removed", "superseded")
+"""Roles of nodes whose copy counts for nothing."""
 
 Status: TypeAlias = dict[str, Any]
 
@@ -78,7 +89,7 @@ async def _ask(member: Status, timeout_ms: int, security: dict[str, Any]) -> Sta
 
 def copies(nodes: Sequence[Status]) -> str:
     """In a sentence: whether all copies are equal."""
-    held = [each for each in nodes if each["reachable"] and each["role"] != "unfounded"]
+    held = [each for each in nodes if each["reachable"] and each["role"] not in NO_COPY]
     missing = len(nodes) - len(held)
     positions = [each["applied_index"] for each in held]
     if not held:
@@ -107,7 +118,9 @@ def _print_table(asked: Status, nodes: Sequence[Status]) -> None:
     for each in nodes:
         table.add_row(*_row(each, is_asked=each["node"] == asked["node"]))
     out.print(table)
-    if asked["role"] == "unfounded":
+    if asked.get("trouble"):
+        out.print(Text(f"{asked['trouble'][:1].upper()}{asked['trouble'][1:]}.", "yellow"))
+    elif asked["role"] == "unfounded":
         out.print(
             Text(
                 "This node belongs to no cluster yet: it waits for its replicas or `hotspare start-cluster`.",

@@ -25,5 +25,7 @@ class NoTransport:
 
     def cut(self, name: str) -> None: ...
 
+    def dismiss_clients(self, reason: str) -> None: ...
+
     def send(self, name: str, frames: list[bytes]) -> bool:
         return False

@@ -31,6 +31,7 @@ from hotspare.cluster.writer import Writer, size_of
 from hotspare.engine import Read
 from hotspare.errors import (
     UNDECODABLE,
+    ClusterMismatch,
     ConfigError,
     HotspareError,
     NotReady,
@@ -46,6 +47,7 @@ from hotspare.errors import (
 from hotspare.events import Event, PrimaryChanged, RoleChanged
 from hotspare.protocol import messages
 from hotspare.protocol.commit import Work
+from hotspare.protocol.forking import WATCH_ELECTIONS
 from hotspare.raft.node import Timing
 from hotspare.replica import (
     LeaderChanged,
@@ -56,7 +58,9 @@ from hotspare.replica import (
     Reborn,
     Replica,
     ReplicaConfig,
+    Retired,
     ShownEverywhere,
+    Troubled,
 )
 from hotspare.settings import Address, Settings
 from hotspare.store import Store
@@ -69,6 +73,8 @@ MAX_TURN_MS = 20
 """After so long the loop gets a chance to read and send before more is applied."""
 PATIENCE_S = 0.001
 """So long may wait what nobody needs at once (see `Replica.work`): the next write often carries it along."""
+DISMISSAL_MS = 100
+"""How long a client's answer may take to leave a node that was removed."""
 FLUSH_PAUSE_MS = 1
 """Between two questions whether a slow copy shows everything by now."""
 MAX_RECORDS = 1000
@@ -163,7 +169,7 @@ class ClusterNode:
                 lambda: token_hex(INCARNATION_BYTES),
                 clocks.now(),
             )
-        except StoreError:
+        except HotspareError:
             await transport.stop()
             raise
         if settings.storage_mode == "disk":
@@ -186,6 +192,7 @@ class ClusterNode:
             on_down=self._on_down,
             on_client=self._on_client,
             security=Security.load(self.settings),
+            on_refused=self._on_refused,
         )
 
     async def _be_alone(self) -> None:
@@ -227,7 +234,7 @@ class ClusterNode:
         if not replica.is_leader or len(others) < 2:
             return
         try:
-            await self._operate("failover", self.name, self.settings.election_timeout_ms)
+            await self._operate("stop", self.name, self.settings.election_timeout_ms)
         except HotspareError as exc:
             logger.warning("%s stops without a successor: %s", self.name, exc)
 
@@ -302,12 +309,14 @@ class ClusterNode:
         replica, limit_ms = self._replica, self.settings.max_staleness_ms
         if replica is None:
             return NotReady("it does not run")
+        if replica.is_retired:
+            return NotReady(replica.trouble)
         if overdue_ms is not None:
             return StaleRead(limit_ms + overdue_ms, limit_ms)
         if self._is_stopping:
             return NotReady("it is being stopped")
         if replica.node is None:
-            return NotReady("it belongs to no cluster yet")
+            return NotReady(replica.trouble or "it belongs to no cluster yet")
         return NotReady("it has not learned yet what is committed")
 
     async def confirm(self, timeout_ms: int) -> None:
@@ -378,8 +387,13 @@ class ClusterNode:
         replica = self.replica
         if self._is_stopping:
             raise Unavailable("this node is being stopped")
+        if replica.is_retired:
+            raise Unavailable(replica.trouble)
         if replica.node is None and not self.settings.replica_nodes and not replica.is_founding:
-            raise Unavailable("this node belongs to no cluster yet: found one with start_cluster")
+            raise Unavailable(
+                "this node belongs to no cluster yet: found one with start_cluster, or take it into one with "
+                f"`hotspare add {self.name}`"
+            )
 
     # --- operations -------------------------------------------------------------------------------------
 
@@ -408,10 +422,44 @@ class ClusterNode:
         await self._call_flush(timeout_ms)
         return await self._operate("promote", self.name, timeout_ms)
 
+    async def _call_fork(self, timeout_ms: int) -> str:
+        """Goes on alone from what this node has, unless a primary or a majority is to be seen."""
+        watch_ms = (WATCH_ELECTIONS + 1) * self.settings.election_timeout_ms
+        context = self.replica.fork(clocks.now())
+        self._schedule()
+        text = await self._wait_for_operation("promote --force", "", context, timeout_ms + watch_ms)
+        await self._until_fresh(timeout_ms)
+        return text
+
     async def _call_failover(self, timeout_ms: int, node: str) -> str:
         return await self._operate("failover", node, timeout_ms)
 
+    async def _call_add(self, timeout_ms: int, node: str) -> str:
+        """Returns when it votes; or, if that takes longer, once it is a member that will."""
+        until_ms = clocks.boot_ms() + timeout_ms
+        self.settings.changed(replica_nodes=(node,))  # raises ConfigError
+        text = await self._operate("add", node, timeout_ms)
+        try:
+            async with asyncio.timeout(max(0, until_ms - clocks.boot_ms()) / 1000):
+                await self._until(lambda: self._is_voter(node))
+        except TimeoutError:
+            return f"{text}; it votes once it has caught up"
+        return f"{text}, and votes"
+
+    def _is_voter(self, name: str) -> bool:
+        member = self.replica.configuration.by_name(name)
+        return member is not None and member.voter
+
+    async def _call_remove(self, timeout_ms: int, node: str) -> str:
+        if node == self.name:
+            await self._call_flush(timeout_ms)
+        return await self._operate("remove", node, timeout_ms)
+
     async def _operate(self, verb: str, argument: str, timeout_ms: int) -> str:
+        if self.replica.is_retired:
+            raise Refused(verb, self.replica.trouble)
+        if self.replica.node is None:
+            raise Refused(verb, "this node belongs to no cluster yet: ask a member")
         context = self.replica.operate(verb, argument, clocks.now())
         self._schedule()
         return await self._wait_for_operation(verb, argument, context, timeout_ms)
@@ -424,6 +472,8 @@ class ClusterNode:
                 self._replica.forget_operation(context)
         if done.outcome == "unknown":
             raise UnknownNode(argument, tuple(done.text.split(", ")))
+        if done.outcome == "mismatch":
+            raise ClusterMismatch(argument, self.replica.cluster_id, done.text)
         if done.outcome == "refused":
             raise Refused(verb, done.text)
         text: str = done.text
@@ -708,12 +758,24 @@ class ClusterNode:
         else:
             logger.info("%s: there is no primary (term %d)", self.name, event.term)
 
+    def _on_troubled(self, event: Troubled) -> None:
+        if event.text:
+            logger.warning("%s: %s", self.name, event.text)
+
+    def _on_retired(self, event: Retired) -> None:
+        """Clients go on at another node; those whose question brought this about get their answer first."""
+        self._loop.call_later(DISMISSAL_MS / 1000, self._dismiss_clients)
+
+    def _dismiss_clients(self) -> None:
+        if self._transport is not None and self._replica is not None and self._replica.is_retired:
+            self._transport.dismiss_clients(f"{self.name} belongs to its cluster no more")
+
     def _on_peers_changed(self, event: PeersChanged) -> None:
         self._dial()
 
     def _on_reborn(self, event: Reborn) -> None:
         assert self._transport is not None
-        logger.info("%s gave up a founding that came to nothing, and starts anew", self.name)
+        logger.info("%s is another server from now on: %s", self.name, event.why)
         for name in list(self._transport.dialled):
             self._transport.cut(name)
 
@@ -758,7 +820,7 @@ class ClusterNode:
             incarnation=replica.id,
             cluster_id=replica.cluster_id,
             address=replica.config.address,
-            role="member",
+            role=self.settings.role,
         )
 
     def _admit(self, hello: Hello) -> Welcome | Rejected:
@@ -777,8 +839,9 @@ class ClusterNode:
 
     def _object_to(self, hello: Hello, replica: Replica) -> Rejected | None:
         if hello.cluster_id and replica.cluster_id and hello.cluster_id != replica.cluster_id:
-            text = f"{self.name} belongs to cluster {replica.cluster_id}, you to {hello.cluster_id}"
-            return Rejected(RejectionCode.OTHER_CLUSTER, text)
+            mismatch = ClusterMismatch(self.name, ours=hello.cluster_id, theirs=replica.cluster_id)
+            ancestors = replica.introduction().ancestors
+            return Rejected(RejectionCode.OTHER_CLUSTER, str(mismatch), replica.cluster_id, ancestors)
         if hello.name == self.name or hello.incarnation == replica.id:
             return Rejected(RejectionCode.PRESENT, f"there is a node {self.name} already: this one")
         peer = replica.peers.get(hello.name)
@@ -809,6 +872,11 @@ class ClusterNode:
         if self._replica is not None:
             logger.info("%s: %s does not answer", self.name, name)
             self._replica.peer_down(name, clocks.now())
+            self._schedule()
+
+    def _on_refused(self, name: str, rejected: Rejected) -> None:
+        if self._replica is not None and rejected.cluster_id:
+            self._replica.met_stranger(name, rejected.cluster_id, rejected.ancestors, clocks.now())
             self._schedule()
 
     def _on_frames(self, name: str, incarnation: str, frames: list[bytes]) -> None:
@@ -879,6 +947,7 @@ def _replica_config(settings: Settings, address: str) -> ReplicaConfig:
         name=settings.node,
         address=address,
         replica_nodes=names,
+        role=settings.role,
         timing=Timing(settings.health_check_interval_ms, settings.election_timeout_ms),
         max_staleness_ms=settings.max_staleness_ms,
         cleanup_interval_ms=settings.cleanup_interval_ms,
@@ -896,7 +965,10 @@ _VERBS: dict[str, Callable[..., Coroutine[Any, Any, Any]]] = {
     "barrier": ClusterNode._call_barrier,
     "flush": ClusterNode._call_flush,
     "promote": ClusterNode._call_promote,
+    "fork": ClusterNode._call_fork,
     "failover": ClusterNode._call_failover,
+    "add": ClusterNode._call_add,
+    "remove": ClusterNode._call_remove,
     "found": ClusterNode._call_found,
     "attach": ClusterNode._call_attach,
 }
@@ -911,4 +983,6 @@ _REACTIONS: dict[type, Callable[[ClusterNode, Any], None]] = {
     LeaderChanged: ClusterNode._on_leader_changed,
     PeersChanged: ClusterNode._on_peers_changed,
     Reborn: ClusterNode._on_reborn,
+    Retired: ClusterNode._on_retired,
+    Troubled: ClusterNode._on_troubled,
 }

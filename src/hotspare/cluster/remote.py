@@ -39,7 +39,7 @@ POLL_MS = 500
 SILENCE_MS = 1500
 """A home that says nothing for so long while something waits for its answer is left for the next one: it may
 hang, or have lost the others."""
-ONE_NODE_ONLY = ("promote", "found", "status", "metrics", "flush", "attach")
+ONE_NODE_ONLY = ("promote", "fork", "found", "status", "metrics", "flush", "attach")
 """Calls that mean the very node that was asked: not repeated at another one."""
 PAUSE_MS = 50
 """Between two rounds over all addresses, and between two looks at what waits."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from hotspare.cluster import clocks
-from hotspare.raft.messages import Member
+from hotspare.protocol.failovers import REASONS
+from hotspare.raft.messages import Fork, Member, ServerId
 from hotspare.replica import Replica
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ def status(node: ClusterNode) -> dict[str, Any]:
         "primary": replica.leader,
         "term": raft.term if raft is not None else 0,
         "cluster_id": replica.cluster_id,
+        "ancestry": [_fork(fork) for fork in replica.configuration.forks],
         "ready": is_ready(node),
+        "trouble": replica.trouble,
         "active_sessions": node.count(),
         "pending_replications": _pending(node),
         "applied_index": replica.table.applied_index,
@@ -38,14 +41,20 @@ def status(node: ClusterNode) -> dict[str, Any]:
             _member(node, replica, member)
             for member in replica.configuration.members
             if member.name != node.name
-        ],
+        ]
+        + [_observer(node, replica, name) for name in _observers(replica)],
+        "failovers": [record.to_dict() for record in replica.failovers.records],
     }
 
 
 def is_ready(node: ClusterNode) -> bool:
-    """Whether it serves reads, and votes."""
+    """Whether it serves reads, and votes, unless it is an observer."""
     raft = node.replica.node
-    return node.is_fresh and raft is not None and raft.is_voter
+    return node.is_fresh and raft is not None and (raft.is_voter or node.replica.is_observer)
+
+
+def _fork(fork: Fork) -> dict[str, Any]:
+    return {"parent": fork.parent, "index": fork.index, "forked_at_ms": fork.forked_at_ms}
 
 
 def _silence_ms(replica: Replica, now_ms: int) -> int | None:
@@ -55,8 +64,12 @@ def _silence_ms(replica: Replica, now_ms: int) -> int | None:
 
 
 def role_of(replica: Replica) -> str:
+    if replica.is_observer:
+        return "observer"
     if replica.node is None:
         return "unfounded"
+    if replica.is_retired:
+        return "superseded" if replica.identity.superseded_by else "removed"
     if replica.is_leader:
         return "primary"
     return "secondary" if replica.node.is_voter else "learner"
@@ -74,20 +87,36 @@ def _pending(node: ClusterNode) -> int:
 
 
 def _member(node: ClusterNode, replica: Replica, member: Member) -> dict[str, Any]:
-    """Lag is known on the primary only."""
-    peer = replica.peers.get(member.name)
-    raft = replica.node
-    progress = raft.progress.get(member.id) if raft is not None and raft.is_leader else None
     is_primary = member.name == replica.leader
     role = "primary" if is_primary else "secondary" if member.voter else "learner" if member.id else "vacant"
+    return _other(node, replica, member.name, member.address, member.id, role)
+
+
+def _observers(replica: Replica) -> list[str]:
+    members = {member.name for member in replica.configuration.members}
+    return sorted(name for name in replica.peers.observers(replica.cluster_id) if name not in members)
+
+
+def _observer(node: ClusterNode, replica: Replica, name: str) -> dict[str, Any]:
+    peer = replica.peers[name]
+    return _other(node, replica, name, peer.address, peer.id, "observer")
+
+
+def _other(
+    node: ClusterNode, replica: Replica, name: str, address: str, server: ServerId, role: str
+) -> dict[str, Any]:
+    """Lag is known on the primary only."""
+    peer = replica.peers.get(name)
+    raft = replica.node
+    progress = raft.progress.get(server) if raft is not None and raft.is_leader else None
     lag_entries = raft.log.last_index - progress.match if raft is not None and progress is not None else None
     return {
-        "node": member.name,
-        "address": member.address,
+        "node": name,
+        "address": address,
         "role": role,
         "reachable": peer is not None and peer.up,
         "lag_entries": lag_entries,
-        "lag_ms": node.statistics.lag_of(member.id) if progress is not None else None,
+        "lag_ms": node.statistics.lag_of(server) if progress is not None else None,
         "clock_skew_ms": peer.wall_skew_ms if peer is not None and peer.up else None,
     }
 
@@ -107,6 +136,7 @@ def metrics(node: ClusterNode) -> dict[str, Any]:
         "replication_lag_max_ms": round(lag.max_ms, 3),
         "failed_replications": statistics.failed_replications,
         "failovers": statistics.failovers,
+        **{f"failovers_{why}": replica.failovers.counts[why] for why in REASONS},
         "recovery_time_ms": statistics.recovery_time_ms,
         "pending_replications": _pending(node),
         "memory_bytes": replica.table.bytes_used,

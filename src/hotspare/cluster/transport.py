@@ -95,8 +95,8 @@ class Transport:
     name is ours, that nobody else has our name, and how many there may be, is checked before.
     `on_frames(peer, incarnation, frames)` gets what a peer sends, up or not. `on_up(peer, incarnation,
     address)` is called whenever a new connection to a peer stands (frames sent before may be lost),
-    `on_down(peer)` once when it is gone. `on_client` gives each client that was admitted a handler; answers
-    go through its connection.
+    `on_down(peer)` once when it is gone, `on_refused(peer, why)` whenever it would not have us. `on_client`
+    gives each client that was admitted a handler; answers go through its connection.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class Transport:
         on_up: Callable[[str, str, str], None],
         on_down: Callable[[str], None],
         on_client: Callable[[Accepted], Handler],
+        on_refused: Callable[[str, Rejected], None] = lambda peer, rejected: None,
         security: Security = NO_SECURITY,
     ) -> None:
         self._listen = self._address = listen
@@ -118,6 +119,7 @@ class Transport:
         self._on_up = on_up
         self._on_down = on_down
         self._on_client = on_client
+        self._on_refused = on_refused
         self._security = security
         self._resolver = Resolver()
         self._servers: list[asyncio.Server] = []
@@ -260,6 +262,11 @@ class Transport:
             peer.connection.abort("cut")
         if (incoming := self._incoming.get(name)) is not None:
             incoming.abort("cut")
+
+    def dismiss_clients(self, reason: str) -> None:
+        """They are told why, and may come back."""
+        for connection in list(self._clients):
+            connection.part(Rejected(RejectionCode.SHUTTING_DOWN, reason))
 
     # What accepted connections ask for
 
@@ -563,6 +570,8 @@ class _Peer:
             logger.log(level, "node %s cannot be reached, trying on: %s", self.name, reason)
         self.trouble = reason
         self._down()
+        if isinstance(failure, Rejection):
+            self._owner._on_refused(self.name, failure.rejected)
 
     def _down(self) -> None:
         if self.incarnation:

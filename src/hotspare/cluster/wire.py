@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import struct
 from enum import StrEnum
+from itertools import chain
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -122,6 +123,9 @@ class Rejected(msgspec.Struct, array_like=True, frozen=True, tag="rejected"):
     """A `RejectionCode`, or one of a later version."""
     reason: str
     """A sentence for people, without a full stop."""
+    cluster_id: str = ""
+    """With OTHER_CLUSTER: which it is, and those that it came from by forced promotions."""
+    ancestors: tuple[str, ...] = ()
 
 
 def is_passing(rejected: Rejected) -> bool:
@@ -213,7 +217,8 @@ def _decode_farewell(body: bytes) -> Rejected:
 
 def _check_texts(said: Hello | Welcome | Rejected) -> None:
     """They end up in logs and on terminals: nothing in them may begin a line or move a cursor."""
-    for text in msgspec.structs.astuple(said):
+    values = msgspec.structs.astuple(said)
+    for text in chain(values, *(value for value in values if isinstance(value, tuple))):
         if isinstance(text, str) and not (text.isprintable() and len(text) <= MAX_TEXT_LENGTH):
             raise ProtocolError(f"it said {text!r:.40}", f"at most {MAX_TEXT_LENGTH} printable characters")
 

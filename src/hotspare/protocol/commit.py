@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hotspare.events import Event
-from hotspare.raft.messages import ServerId, SnapshotChunk, SnapshotMark
+from hotspare.raft.messages import HardState, ServerId, SnapshotChunk, SnapshotMark
 from hotspare.raft.node import Ready
 from hotspare.store import Row, SnapshotReader, Store, Transaction, journal
+from hotspare.store.journal import Identity
 from hotspare.table import Outcome, Table, TableState
 
 
@@ -32,6 +33,10 @@ class Work:
     """Where the log begins from now on, if that changed."""
     is_watched: bool = False
     """Whether somebody listens to `events`."""
+    identity: Identity | None = None
+    """Who this server is from now on, if that changed."""
+    fork: tuple[HardState, SnapshotMark] | None = None
+    """How another history begins, once `ready` is applied."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     """What came of the entries that were applied."""
@@ -62,6 +67,8 @@ class Work:
         if ready.snapshot is not None:
             transaction.install_staged()
             self.table.reload(transaction)
+        if self.identity is not None:
+            journal.save_identity(transaction, self.identity)
         if self.compacted is not None and not self.store.volatile:
             journal.compact(transaction, self.compacted)
 
@@ -70,10 +77,17 @@ class Work:
         table.watch(self.is_watched)
         for entry in ready.committed:
             self.outcomes += table.apply(transaction, entry.index, entry.term, entry.kind, entry.payload)
-        if ready.committed or ready.snapshot is not None:
+        if self.fork is not None:
+            self._begin_history(transaction, *self.fork)
+        if ready.committed or ready.snapshot is not None or self.fork is not None:
             self.state = table.state()
         if self.is_watched:
             self.events = table.take_events()
+
+    def _begin_history(self, transaction: Transaction, hard_state: HardState, mark: SnapshotMark) -> None:
+        self.table.fork(transaction, mark.index, mark.term)
+        journal.save_ready(transaction, hard_state, (), mark)
+        transaction.discard_staged()
 
     @property
     def needs_rows(self) -> bool:

@@ -79,8 +79,23 @@ def obstacle(own: Introduction, names: tuple[str, ...], candidates: Introduced) 
         return f"{own.name} already belongs to cluster {own.cluster_id}"
     for name in names:
         _, said = candidates.get(name, (NOBODY, None))
+        if said is not None and said.role != "member":
+            return f"{name} is an {said.role}"
         if said is not None and not said.empty:
             return f"{name} already belongs to cluster {said.cluster_id or 'unknown'}"
+    return ""
+
+
+def hindrance(own_name: str, names: tuple[str, ...], candidates: Introduced) -> str:
+    """Why a node that waits for these may wait for ever; empty string if nothing is known to speak against
+    it. A cluster in which our name has a place will take us in by itself."""
+    for name in names:
+        _, said = candidates.get(name, (NOBODY, None))
+        if said is not None and said.cluster_id and all(own_name != member for member, _ in said.members):
+            return (
+                f"{name} belongs to cluster {said.cluster_id}, which does not know {own_name}: take it in "
+                f"with `hotspare add {own_name}`, or correct replica_nodes"
+            )
     return ""
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
+from hotspare.protocol.failovers import Failover
 from hotspare.raft.messages import (
     NOBODY,
     Append,
@@ -34,7 +35,9 @@ class Introduction(msgspec.Struct, array_like=True, frozen=True, tag="intro"):
     `cluster_id` is the cluster that I belong to (its configuration names me), or adopted, or nothing.
     `empty`: I have no state, so I can be founded or join. `replica_nodes`: the names (mine included) with
     which I was told to found a cluster, in order; empty when nobody told me. `remembered`: up to which index
-    the receiver has told me that it holds the log; if it does not, its state is not what it was.
+    the receiver has told me that it holds the log; if it does not, its state is not what it was. `members`
+    (name and address): who belongs to my cluster, so that whoever knows one of us finds all. `leader`: whom I
+    follow now.
     """
 
     name: str
@@ -43,6 +46,20 @@ class Introduction(msgspec.Struct, array_like=True, frozen=True, tag="intro"):
     empty: bool
     replica_nodes: tuple[str, ...] = ()
     remembered: int = 0
+    role: str = "member"
+    """Or "observer": a copy without a vote."""
+    members: tuple[tuple[str, str], ...] = ()
+    leader: str = ""
+    ancestors: tuple[str, ...] = ()
+    """The clusters that ours came from by forced promotions."""
+
+
+class Removed(msgspec.Struct, array_like=True, frozen=True, tag="removed"):
+    """The committed configuration at `index` does not name the receiver, which takes itself for one of us.
+    `term`: of the sender, if it leads and has committed something; else 0."""
+
+    index: Natural
+    term: Natural
 
 
 class Founding(msgspec.Struct, array_like=True, frozen=True, tag="found"):
@@ -112,7 +129,8 @@ class Shows(msgspec.Struct, array_like=True, frozen=True, tag="shows"):
 
 
 class OperationRequest(msgspec.Struct, array_like=True, frozen=True, tag="op?"):
-    """An operator's word on its way to the leader: `promote` or `failover`, with a node's name."""
+    """An operator's word on its way to the leader: `promote`, `failover`, `stop` (the same for a node that is
+    about to end), `add` or `remove`, with a node's name."""
 
     context: Natural
     verb: str
@@ -120,7 +138,8 @@ class OperationRequest(msgspec.Struct, array_like=True, frozen=True, tag="op?"):
 
 
 class OperationReply(msgspec.Struct, array_like=True, frozen=True, tag="op"):
-    """`outcome` is one of "done", "nothing", "unknown", "refused"; `text` says what happened or why not."""
+    """`outcome` is one of "done", "nothing", "unknown" (`text` lists the nodes there are), "mismatch" (it is
+    the other cluster's id), "refused"; otherwise `text` says what happened or why not."""
 
     context: Natural
     outcome: str
@@ -138,6 +157,8 @@ Message: TypeAlias = (
     | SnapshotChunk
     | SnapshotReply
     | Introduction
+    | Removed
+    | Failover
     | Founding
     | FoundingReply
     | Forward
@@ -195,6 +216,7 @@ __all__ = [
     "OperationRequest",
     "ReadReply",
     "ReadRequest",
+    "Removed",
     "Shows",
     "Watch",
     "decode",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from hotspare.protocol.membership import Presence
@@ -23,17 +24,41 @@ class Peer:
     """Its clock minus ours, as of its last message (the way here counts as skew)."""
     applied: int = 0
     """Up to which index its copy shows the log, at least."""
+    seen_ms: int = 0
+    """When it was there last, or we began to look for it."""
 
 
 class Peers(dict[str, Peer]):
     """All of them, by name."""
 
-    def meet(self, name: str, address: str) -> bool:
-        """Whether this is somebody new."""
-        is_new = name not in self
-        if is_new:
-            self[name] = Peer(address)
-        return is_new
+    def __init__(self, peers: Mapping[str, Peer] | None = None) -> None:
+        super().__init__(peers or {})
+        self.changed = False
+        """Whether somebody has come, gone or moved since that was acted upon."""
+        self.strangers: dict[str, str] = {}
+        """Who answers under a name for another cluster -> its id."""
+
+    def meet(self, name: str, address: str, now_ms: int = 0) -> None:
+        if name not in self:
+            self[name] = Peer(address, seen_ms=now_ms)
+            self.changed = True
+
+    def move(self, name: str, address: str) -> None:
+        """It is reached there from now on."""
+        if self[name].address != address:
+            self[name].address = address
+            self.changed = True
+
+    def forget_strangers(self, kept: Collection[str], before_ms: int) -> None:
+        """Those whom nothing speaks of but themselves, once they have been away since then."""
+        for name, peer in list(self.items()):
+            if not peer.up and peer.seen_ms < before_ms and name not in kept:
+                self.forget(name)
+
+    def forget(self, name: str) -> None:
+        del self[name]
+        self.strangers.pop(name, None)
+        self.changed = True
 
     def name_of(self, server: ServerId) -> str:
         """The name under which that incarnation answers; empty if none does."""
@@ -70,8 +95,17 @@ class Peers(dict[str, Peer]):
         }
 
     def present(self, cluster_id: str) -> dict[str, Presence]:
-        """Those who are up, and whether they could be servers of this cluster."""
+        """Those who are up, and whether they could be members of this cluster."""
         return {
-            name: Presence(id, self[name].address, said.empty or said.cluster_id == cluster_id)
+            name: Presence(id, said.address, said.empty or said.cluster_id == cluster_id)
             for name, (id, said) in self.introduced().items()
+            if said.role == "member"
+        }
+
+    def observers(self, cluster_id: str) -> dict[str, ServerId]:
+        """Those who are up and want a copy of this cluster, by name."""
+        return {
+            name: id
+            for name, (id, said) in self.introduced().items()
+            if said.role == "observer" and (said.empty or said.cluster_id == cluster_id)
         }

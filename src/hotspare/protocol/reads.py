@@ -50,6 +50,11 @@ class Reads:
         """Whether a question has been answered by an index that was not applied yet."""
         return bool(self._waiting)
 
+    def begin_anew(self) -> None:
+        """Answers of another history mean nothing: everything is to be asked again."""
+        self._unanswered |= dict.fromkeys(self._waiting, NEVER)
+        self._waiting.clear()
+
     def ripe(self, applied: int) -> list[int]:
         """The questions whose answers are applied now; they are done with."""
         ripe = [context for context, index in self._waiting.items() if index <= applied]
@@ -119,6 +124,11 @@ class Freshness:
         self._pause_ms = self._granted_ms // 4
         self._renewal = None
         return True
+
+    def forget(self) -> None:
+        """It is not known any more whether anything is missing."""
+        self._renewal = None
+        self.fresh_as_of_ms = self.lease_end_ms = NEVER
 
     def give_up(self, now_ms: int) -> int | None:
         """The context of a question that has been under way for so long that its answer would be worth

@@ -190,7 +190,7 @@ class Transfers:
         now_ms = self._outbox.now.boot_ms
         for follower, sender in list(self._senders.items()):
             quiet_ms = now_ms - sender.last_heard_ms
-            if node.configuration.by_id(follower) is None:
+            if follower not in node.progress:
                 self.end(follower)
             elif not is_up(follower) and quiet_ms >= timing.election_timeout_ms:
                 self._fail(node, sender)

@@ -8,9 +8,11 @@ nodes of a cluster trust each other (a leader's entries are believed, whatever t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any, Final
 
 from hotspare.errors import UNDECODABLE, ProtocolError, fault_of
+from hotspare.protocol.failovers import Failover
 from hotspare.protocol.messages import (
     Enrol,
     Founding,
@@ -39,6 +41,8 @@ MAX_TEXT_LENGTH = 4096
 """Of names, addresses and sentences, which may list all members."""
 MAX_NONCE_BYTES = 64
 MAX_MEMBERS = 64
+MAX_FORKS = 4096
+"""Far more than the indexes have room for."""
 _LAST_KIND: Final = max(EntryKind)
 
 
@@ -57,8 +61,9 @@ def check_founding(message: Introduction | Founding | FoundingReply) -> None:
         check_texts([message.cluster_id, message.reason])
     else:
         check_texts([message.name, message.address, message.cluster_id, *message.replica_nodes])
-        if len(message.replica_nodes) > MAX_MEMBERS:
-            raise _wrong(f"that it founds with {len(message.replica_nodes)} nodes", f"at most {MAX_MEMBERS}")
+        check_texts([message.role, message.leader, *message.ancestors, *chain(*message.members)])
+        if max(len(message.replica_nodes), len(message.members), len(message.ancestors)) > MAX_MEMBERS:
+            raise _wrong("an introduction that lists too many nodes", f"at most {MAX_MEMBERS}")
 
 
 def check_enrolment(message: Enrol) -> None:
@@ -75,6 +80,11 @@ def check_operation(message: OperationRequest | OperationReply) -> None:
         check_texts([message.outcome, message.text])
 
 
+def check_failover(message: Failover) -> None:
+    """Raises ProtocolError."""
+    check_texts([message.old, message.new, message.why])
+
+
 def check_configuration(configuration: Configuration) -> None:
     """Raises ProtocolError for one under which nothing could ever be decided, or shown."""
     members = configuration.members
@@ -87,6 +97,9 @@ def check_configuration(configuration: Configuration) -> None:
         raise _wrong("a configuration without voters", "members that can vote")
     check_texts(text for member in members for text in (member.name, member.address))
     check_texts([configuration.cluster_id, *ids])
+    if len(configuration.forks) > MAX_FORKS:
+        raise _wrong(f"a history that was forked {len(configuration.forks)} times", f"at most {MAX_FORKS}")
+    check_texts(fork.parent for fork in configuration.forks)
 
 
 def check_texts(texts: Iterable[str]) -> None:

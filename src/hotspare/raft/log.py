@@ -141,6 +141,12 @@ class Log:
         """The index of the acting configuration's entry."""
         return next(reversed(self.configurations))
 
+    def last_naming(self, server: ServerId) -> tuple[int, int]:
+        """Index and term of the latest configuration known that has this server; zeros if none has."""
+        naming = [at for at, each in self.configurations.items() if each.by_id(server) is not None]
+        index = max(naming, default=0)
+        return index, self.term_at(index) or 0
+
     def configuration_at(self, index: int) -> Configuration:
         """The configuration that acts for the state up to `index`, which must not be compacted away."""
         assert index >= self.mark.index, "compacted away"

@@ -46,11 +46,24 @@ class Member(msgspec.Struct, array_like=True, frozen=True, gc=False):
     voter: bool
 
 
+class Fork(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Where a history began that an operator forced: it has what its parent had up to `index`, as far as the
+    one survivor knew it, and nothing after."""
+
+    parent: str
+    """A cluster's id."""
+    index: Natural
+    forked_at_ms: Natural
+    """UNIX time, by the survivor's clock."""
+
+
 class Configuration(msgspec.Struct, array_like=True, frozen=True):
-    """Who belongs to the cluster. `members` are ordered by name; a member that does not vote is a learner."""
+    """Who belongs to the cluster. `members` are ordered by name; a member that does not vote is a learner.
+    `forks`, the oldest first, tell what the cluster came from; they never change."""
 
     cluster_id: str
     members: tuple[Member, ...]
+    forks: tuple[Fork, ...] = ()
 
     @property
     def voters(self) -> frozenset[ServerId]:
@@ -70,12 +83,12 @@ class Configuration(msgspec.Struct, array_like=True, frozen=True):
     def with_member(self, changed: Member) -> Configuration:
         """This configuration with the member of that name replaced (or added)."""
         others = [member for member in self.members if member.name != changed.name]
-        return Configuration(
-            self.cluster_id, tuple(sorted([*others, changed], key=lambda member: member.name))
-        )
+        members = tuple(sorted([*others, changed], key=lambda member: member.name))
+        return msgspec.structs.replace(self, members=members)
 
     def without(self, name: str) -> Configuration:
-        return Configuration(self.cluster_id, tuple(member for member in self.members if member.name != name))
+        members = tuple(member for member in self.members if member.name != name)
+        return msgspec.structs.replace(self, members=members)
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode(self)
@@ -155,7 +168,10 @@ class HeartbeatReply(Message, frozen=True, tag="beaten"):
 
 
 class TimeoutNow(Message, frozen=True, tag="now"):
-    """The leader's word to its successor: campaign at once (the dissertation, 3.10)."""
+    """The leader's word to its successor: campaign at once (the dissertation, 3.10). `reason`, a word for
+    people, says why it goes."""
+
+    reason: str = ""
 
 
 class SnapshotChunk(Message, frozen=True, tag="chunk"):

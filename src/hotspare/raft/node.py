@@ -33,7 +33,7 @@ implementation:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, NamedTuple
@@ -85,6 +85,16 @@ class Timing(NamedTuple):
     election_timeout_ms: int = 1000
     rank_ms: int = 20
     retry_ms: tuple[int, int] = (50, 150)
+
+
+class Parting(NamedTuple):
+    """How a server came to follow its last leader no more."""
+
+    why: str
+    """"killed" (its connection is gone), "silent" (for an election timeout), or what the leader said itself;
+    empty where only the others know."""
+    since_ms: int
+    """When it was there last."""
 
 
 class NotLeader(Exception):
@@ -202,6 +212,10 @@ class Node:
         self._now_ms = now_ms
         self._heard_ms = NEVER_MS
         self._lost: set[ServerId] = set()  # only ever asked for membership
+        self._observers: tuple[ServerId, ...] = ()
+        self.abstains = False
+        """Whether it stands in no election and votes in none: see `abstain`."""
+        self.parting = Parting("", now_ms)
 
         log.commit_to(applied)
         log.delivered = applied
@@ -225,7 +239,8 @@ class Node:
         self._forget_leading()
 
     def _forget_leading(self) -> None:
-        """Whatever only a leader has, empty. `progress` has all servers of the configuration but this one."""
+        """Whatever only a leader has, empty. `progress` has all servers of the configuration but this one,
+        and the observers."""
         self.is_leader = False
         self.progress: dict[ServerId, Progress] = {}
         self._own_match = 0
@@ -236,6 +251,7 @@ class Node:
         self._rounds: deque[_Round] = deque()  # unanswered by a majority as yet
         self._waiting_reads: list[int] = []
         self._transfer_to: ServerId = NOBODY
+        self._transfer_reason = ""
         self._transfer_deadline_ms = 0
         self._snapshots_wanted: list[ServerId] = []
         self._replication_due = False
@@ -273,8 +289,11 @@ class Node:
     @property
     def may_change_configuration(self) -> bool:
         """Whether the previous change is over, and so another one may be proposed now."""
-        is_settled = self.log.configuration_index() <= self.log.commit
-        return self.accepts_proposals and self.has_committed_in_term and is_settled
+        return self.accepts_proposals and self.has_committed_in_term and self.configuration_is_committed
+
+    @property
+    def configuration_is_committed(self) -> bool:
+        return self.log.configuration_index() <= self.log.commit
 
     @property
     def transferee(self) -> ServerId:
@@ -372,15 +391,21 @@ class Node:
     def server_lost(self, id: ServerId, now_ms: int) -> None:
         """Its connection closed and could not be made again."""
         self._observe(now_ms)
-        self._lost.add(id)
+        self._lost = {each for each in self._lost if self._may_be_back(each)} | {id}
         if id in self.progress:
             self._lose_follower(id)
         elif id == self.leader and self.role is Role.FOLLOWER:
+            self.parting = Parting("killed", self._now_ms)
             self.leader = NOBODY
             delay_ms = self._rank(id) * self.timing.rank_ms + self._randrange(self.timing.rank_ms)
             self._election_deadline_ms = self._now_ms + delay_ms
         elif self.role in (Role.PRE_CANDIDATE, Role.CANDIDATE):
             self._count_votes()
+
+    def _may_be_back(self, id: ServerId) -> bool:
+        """Of all others it need not be remembered that they are lost: incarnations come and go for ever."""
+        configurations = self.log.configurations.values()
+        return id in self._observers or any(each.by_id(id) is not None for each in configurations)
 
     def server_back(self, id: ServerId, now_ms: int) -> None:
         """Connected, for the first time or again."""
@@ -460,7 +485,8 @@ class Node:
         others cannot win against its longer log, and need it to lead once more (the dissertation,
         4.2.2)."""
         log = self.log
-        return any(self.id in configuration.voters for configuration in log.configurations_from(log.commit))
+        acting = log.configurations_from(log.commit)
+        return not self.abstains and any(self.id in configuration.voters for configuration in acting)
 
     def _arm_election(self) -> None:
         timeout_ms = self.timing.election_timeout_ms
@@ -473,11 +499,13 @@ class Node:
 
     def _campaign(self) -> None:
         """Asks whether an election could be won. No term grows by asking, so it may be asked again soon."""
+        if self.leader != NOBODY:
+            self.parting = Parting("silent", self._heard_ms)
+            self.leader = NOBODY
         if not self._may_campaign():
             self._arm_election()
             return
         self.role = Role.PRE_CANDIDATE
-        self.leader = NOBODY
         self._campaigned_ms = self._now_ms
         self._retry_soon()
         for voter in self._other_voters():
@@ -514,7 +542,7 @@ class Node:
         return self.leader != NOBODY and self._now_ms - self._heard_ms < self.timing.election_timeout_ms
 
     def _on_vote_request(self, message: VoteRequest) -> None:
-        if self._hears_leader() and not message.transfer:
+        if self.abstains or (self._hears_leader() and not message.transfer):
             return
         is_up_to_date = self.log.is_up_to_date(message.last_term, message.last_index)
         if message.pre:
@@ -555,9 +583,17 @@ class Node:
 
     def _on_timeout_now(self, message: TimeoutNow) -> None:
         if self.role is Role.FOLLOWER and self._may_campaign():
+            self.parting = Parting(message.reason, self._now_ms)
             self._stand(transfer=True)
 
     # -- roles ---------------------------------------------------------------------------------------------
+
+    def abstain(self, *, abstains: bool) -> None:
+        """For a server that is an observer, or known to have been removed: it leads nobody and keeps out of
+        all elections, whatever its log says. It follows whoever sends it entries."""
+        if abstains and not self.abstains:
+            self._become_follower(self.term)
+        self.abstains = abstains
 
     def _become_follower(self, term: int) -> None:
         """Of nobody as yet: the leader makes itself known by its first message."""
@@ -565,6 +601,8 @@ class Node:
         if term > self.term:
             self.term = term
             self.vote = NOBODY
+        if self.leader != NOBODY:
+            self.parting = Parting("", self._now_ms)
         if self.role is Role.LEADER:
             self._heard_ms = max(self._heard_ms, self._confirmed_ms)
             self._forget_leading()
@@ -586,10 +624,23 @@ class Node:
         self._begin_round()
 
     def _follow_configuration(self) -> None:
-        """Keeps `progress` to the servers of the acting configuration; what is known of them stays."""
-        others = [member.id for member in self.log.configuration.servers if member.id != self.id]
+        """Keeps `progress` to the servers of the acting configuration and the observers; what is known of
+        them stays."""
+        servers = [member.id for member in self.log.configuration.servers]
+        others = [id for id in (*servers, *self._observers) if id != self.id]
         self.progress = {id: self.progress.get(id) or self._new_progress(id) for id in others}
         self._choose_vanguard()
+
+    def observe_by(self, observers: Iterable[ServerId], now_ms: int) -> None:
+        """From now on, whenever this server leads, these get the log too. Nothing that is decided by counting
+        counts them: they are servers outside every configuration."""
+        self._observe(now_ms)
+        chosen = tuple(sorted(observers))
+        if chosen != self._observers:
+            self._observers = chosen
+            if self.role is Role.LEADER:
+                self._follow_configuration()
+                self._replication_due = True
 
     def _new_progress(self, id: ServerId) -> Progress:
         return Progress(id, self.log.last_index + 1, self._now_ms, reachable=id not in self._lost)
@@ -746,7 +797,7 @@ class Node:
             self._tell_commit(progress)
         successor = self.best_successor()
         if successor and self.progress[successor].match == self.log.last_index:
-            self._send(TimeoutNow(self.id, successor, self.term))
+            self._send(TimeoutNow(self.id, successor, self.term, "ordered"))
         self._become_follower(self.term)
 
     # -- leading: heartbeats and reads ---------------------------------------------------------------------
@@ -854,22 +905,23 @@ class Node:
         self._advance_commit(index)
         return index
 
-    def transfer(self, to: ServerId, now_ms: int) -> None:
+    def transfer(self, to: ServerId, now_ms: int, reason: str = "") -> None:
         """Lets that voter lead as soon as it has the whole log; no proposals until then. Given up after an
-        election timeout. Raises NotLeader or ChangeRefused."""
+        election timeout. It is told the reason. Raises NotLeader or ChangeRefused."""
         self._observe(now_ms)
         if self.role is not Role.LEADER:
             raise NotLeader(self.leader)
         if to == self.id or to not in self.log.voters:
             raise ChangeRefused("the leadership goes to another voter or stays")
         self._transfer_to = to
+        self._transfer_reason = reason
         self._transfer_deadline_ms = self._now_ms + self.timing.election_timeout_ms
         self._replication_due = True
         self._hand_over()
 
     def _hand_over(self) -> None:
         if self.progress[self._transfer_to].match == self.log.last_index:
-            self._send(TimeoutNow(self.id, self._transfer_to, self.term))
+            self._send(TimeoutNow(self.id, self._transfer_to, self.term, self._transfer_reason))
 
     # -- outputs -------------------------------------------------------------------------------------------
 
@@ -985,8 +1037,8 @@ class Node:
 def refuse_unsafe_change(old: Configuration, new: Configuration) -> None:
     """Raises ChangeRefused unless any majority of the old configuration's voters shares a server with any
     majority of the new one's: which holds as long as they differ by one (the dissertation, 4.1)."""
-    if new.cluster_id != old.cluster_id:
-        raise ChangeRefused("a cluster keeps its id")
+    if (new.cluster_id, new.forks) != (old.cluster_id, old.forks):
+        raise ChangeRefused("a cluster keeps its id and its past")
     if not new.voters:
         raise ChangeRefused("without voters nothing would ever be committed again")
     if NOBODY in new.voters:

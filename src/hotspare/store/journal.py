@@ -41,6 +41,11 @@ class Identity(msgspec.Struct, array_like=True, frozen=True, gc=False):
     cluster_id: str = ""
     """The cluster it became part of; empty before that."""
     format: int = FORMAT
+    removed_at: int = 0
+    removed_in: int = 0
+    """Index and term with which it was told that it is no server of its cluster any more; 0: it was not."""
+    superseded_by: str = ""
+    """The cluster that an operator forced to go on from ours, without this server."""
 
 
 class State(NamedTuple):
