@@ -401,7 +401,7 @@ def home_of(client: AsyncSessionReplicator) -> str:
 async def test_a_client_whose_home_is_lost_is_told_that_it_missed_something():
     async with running(3) as cluster, client_of(cluster) as client:
         events = client.events()
-        before = await client.store_session("a", {}, MINUTE_MS)
+        await client.store_session("a", {}, MINUTE_MS)
         await following(events, 1)
         home = home_of(client)
         await cluster.crash(home)
