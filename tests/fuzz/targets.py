@@ -38,7 +38,7 @@ from hotspare.cluster.wire import (
     encode_greeting,
     with_headers,
 )
-from hotspare.errors import UNDECODABLE, ProtocolError, StoreError, Undecryptable
+from hotspare.errors import UNDECODABLE, ProtocolError, StoreError, StoreOutdated, Undecryptable
 from hotspare.protocol import messages
 from hotspare.protocol.messages import Envelope
 from hotspare.protocol.snapshot import pack_rows
@@ -192,7 +192,11 @@ class Peers:
             envelope = messages.decode(frame)
         except REFUSALS:
             return
-        _attempt(lambda: replica.receive(sender, envelope, now))
+        try:
+            _attempt(lambda: replica.receive(sender, envelope, now))
+        except StoreOutdated:  # a node believes a peer that says what it was told, and stops in good order
+            self._begin()
+            return
         replica.tick(now)
         self._net.turn(replica)
         replica.take_events()

@@ -117,7 +117,7 @@ class Raw(Stranger):
         with suppress(ConnectionError):
             said = await self.reader.read()
         await self.hang_up()
-        return msgspec.msgpack.decode(said[4:])[1:] if said else None
+        return msgspec.msgpack.decode(said[4:])[1:3] if said else None
 
 
 HELLO = Hello("client", authentication=bytes(range(NONCE_BYTES)))

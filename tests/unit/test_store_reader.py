@@ -318,7 +318,7 @@ def test_only_its_user_may_read_it_or_the_group_that_is_named(tmp_path):
         with reading(directory) as reader:
             assert data(reader.get(b"a")) == b"a"
 
-    for parent in tmp_path.parents[:2]:
+    for parent in [each for each in tmp_path.parents if each.name.startswith(("pytest-", "popen-"))]:
         os.chmod(parent, parent.stat().st_mode | 0o011)
     with running(directory) as node:
         node.do("put", "a")
