@@ -71,7 +71,7 @@ logger = logging.getLogger("hotspare.cluster")
 INCARNATION_BYTES = 16
 MAX_TURN_MS = 20
 """After so long the loop gets a chance to read and send before more is applied."""
-PATIENCE_S = 0.001
+PATIENCE_S = 0.002
 """So long may wait what nobody needs at once (see `Replica.work`): the next write often carries it along."""
 DISMISSAL_MS = 100
 """How long a client's answer may take to leave a node that was removed."""
