@@ -6,6 +6,7 @@ values.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any, Literal, Protocol, TypeAlias
 
 from hotspare.events import Event
@@ -48,7 +49,7 @@ class Engine(Protocol):
     async def fetch(self, id: bytes, how: Read, timeout_ms: int) -> bytes | None:
         """The record of a live session, read as asked. Raises Unavailable, StaleRead or NotReady."""
 
-    async def write(self, commands: list[Command], timeout_ms: int) -> list[int]:
+    def write(self, commands: list[Command], timeout_ms: int) -> Awaitable[list[int]]:
         """Runs the commands in order; one result each, see `hotspare.table`. Raises Unavailable (none of
         them was applied) or OutcomeUnknown."""
 

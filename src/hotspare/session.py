@@ -575,6 +575,13 @@ def pack_record(version: int, expires_at_ms: int, flags: int, checksum: int, dat
     return _HEADER.pack(expires_at_ms, version, checksum, _FORMAT | flags) + data
 
 
+pack_header: Final = _HEADER.pack
+"""The beginning of a record, of (expires_at_ms, version, checksum, `RECORD_FORMAT` | flags): for those who
+cannot afford a call more."""
+
+RECORD_FORMAT: Final = _FORMAT
+
+
 def data_checksum(id: bytes, data: bytes) -> int:
     """A CRC-32 of `data` as stored, and of the id it belongs to.
 

@@ -38,6 +38,7 @@ from hashlib import blake2b
 from struct import Struct, pack, unpack
 from struct import error as struct_error
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
+from zlib import crc32
 
 import msgspec
 from msgspec import Meta
@@ -58,8 +59,10 @@ from hotspare.session import (
     MAX_DATA_BYTES,
     MAX_ID_BYTES,
     MAX_TTL_MS,
+    RECORD_FORMAT,
     data_checksum,
     digest_term,
+    pack_header,
     pack_record,
     record_checksum,
     record_data,
@@ -603,15 +606,20 @@ class _Sessions:
         return Totals(self._count, self._bytes, self._digest & _U64)
 
     def run(self, commands: list[Command], first_version: int) -> list[int]:
-        """The results. Nearly all commands of a busy cluster are puts: they run here, on local names."""
+        """The results. Nearly all commands of a busy cluster are puts: they run here, on local names, and new
+        sessions that expire together enter the index together."""
         results: list[int] = []
         done = results.append
-        get, records = self._get, self._records
-        index, unindex = self._expiry.add, self._expiry.discard
+        get, records, expiry = self._get, self._records, self._expiry
         stamp_ms, full = self._stamp_ms, self._full
         count = size = digest = 0
+        new_ids: list[bytes] = []
+        new_expiry_ms = 0
         for version, command in enumerate(commands, first_version):
             if type(command) is not Put:
+                if new_ids:
+                    expiry.add_all(new_expiry_ms, new_ids)
+                    new_ids = []
                 done(_RUN[type(command)](self, command, version))
                 continue
             id, data, ttl_ms = command.id, command.data, command.ttl_ms
@@ -631,18 +639,27 @@ class _Sessions:
                     done(conflict)
                     continue
                 expires_at_ms = stamp_ms + ttl_ms if ttl_ms or old is None else record_expires_at_ms(old)
-                record = pack_record(version, expires_at_ms, command.flags, command.checksum, data)
+                header = pack_header(expires_at_ms, version, command.checksum, RECORD_FORMAT | command.flags)
+                records[id] = record = header + data
+                crc = crc32(header)
+                digest += crc * crc  # its `digest_term`
+                size += len(record)
+                done(version)
+                if new_ids and (old is not None or expires_at_ms != new_expiry_ms):
+                    expiry.add_all(new_expiry_ms, new_ids)
+                    new_ids = []
                 if old is None:
                     count += 1
-                    size += len(id) + len(record)
-                    digest += digest_term(record)
+                    size += len(id)
+                    new_ids.append(id)
+                    new_expiry_ms = expires_at_ms
                 else:
-                    unindex(record_expires_at_ms(old), id)
-                    size += len(record) - len(old)
-                    digest += digest_term(record) - digest_term(old)
-                records[id] = record
-                index(expires_at_ms, id)
-                done(version)
+                    size -= len(old)
+                    digest -= digest_term(old)
+                    expiry.discard(record_expires_at_ms(old), id)
+                    expiry.add(expires_at_ms, id)
+        if new_ids:
+            expiry.add_all(new_expiry_ms, new_ids)
         self._count += count
         self._bytes += size
         self._digest += digest

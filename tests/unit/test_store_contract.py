@@ -332,6 +332,19 @@ def test_records_come_in_pages_after_an_id(store):
     assert [id for id, _ in store.records(b"03x", 1)] == [b"04"]
 
 
+def test_sessions_that_expire_together_may_enter_the_index_together(store):
+    txn = store.begin()
+    txn.expiry.add(5, b"b")
+    txn.expiry.add_all(5, [b"c", b"a"])
+    txn.expiry.add_all(4, [b"d"])
+    txn.expiry.add_all(70_000, [b"f", b"e"])
+    txn.expiry.discard(5, b"c")
+    assert txn.expiry.due(5, 9) == [(4, b"d"), (5, b"a"), (5, b"b")]
+    assert txn.expiry.due(EVER, 9)[3:] == [(70_000, b"e"), (70_000, b"f")]
+    txn.commit()
+    assert store.due_count(EVER) == 5
+
+
 def test_due_count_counts_what_is_expired_and_not_pruned(store):
     assert store.due_count(EVER) == 0
     txn = store.begin()

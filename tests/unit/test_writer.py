@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
 
 import pytest
 
@@ -29,12 +27,9 @@ class Driver:
     def _wake(self) -> None:
         self.wakes += 1
 
-    def write(self, count: int = 1, timeout_ms: int = TIMEOUT_MS) -> asyncio.Task[list[int]]:
+    def write(self, count: int = 1, timeout_ms: int = TIMEOUT_MS) -> asyncio.Future[list[int]]:
         commands: list[Command] = [Delete(b"s1", 0) for _ in range(count)]
-        writing: Coroutine[Any, Any, list[int]] = self.writer.write(
-            commands, size_of(commands), self.now_ms, timeout_ms
-        )
-        return asyncio.ensure_future(writing)
+        return asyncio.ensure_future(self.writer.write(commands, size_of(commands), self.now_ms, timeout_ms))
 
     async def register(self) -> None:
         await asyncio.sleep(0)
@@ -159,6 +154,7 @@ async def test_to_settle_is_to_wait_for_what_was_begun_before_and_for_nothing_el
     first = driver.write()
     await driver.register()
     settling = asyncio.ensure_future(driver.writer.settle())
+    await asyncio.sleep(0)
     (group,) = driver.send()
     later = driver.write()
     await asyncio.sleep(0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from itertools import accumulate
 from secrets import token_hex
@@ -335,14 +335,15 @@ class ClusterNode:
 
     # --- writing ----------------------------------------------------------------------------------------
 
-    async def write(self, commands: list[Command], timeout_ms: int) -> list[int]:
+    def write(self, commands: list[Command], timeout_ms: int) -> Awaitable[list[int]]:
         """One result a command. Raises Unavailable or OutcomeUnknown."""
         self.check_writable()
-        try:
-            return await self._writer.write(commands, size_of(commands), clocks.boot_ms(), timeout_ms)
-        except (Unavailable, OutcomeUnknown):
-            self.statistics.failed_replications += len(commands)
-            raise
+        return self._writer.write(commands, size_of(commands), clocks.boot_ms(), timeout_ms)
+
+    @property
+    def failed_writes(self) -> int:
+        """Writes of this process that ended as Unavailable or OutcomeUnknown."""
+        return self._writer.lost_commands
 
     async def barrier(self, timeout_ms: int) -> None:
         """See `hotspare.engine.Engine.barrier`."""

@@ -33,8 +33,6 @@ class Statistics:
         """How often the primary changed while this node watched."""
         self.recovery_time_ms = 0
         """How long the last of them left the cluster without a primary."""
-        self.failed_replications = 0
-        """Writes of this process that ended as Unavailable or OutcomeUnknown."""
         self.total_replicated = 0
         """Writes that came through this node, from clients too, and were answered."""
         self._unacknowledged: dict[ServerId, deque[tuple[int, float]]] = {}

@@ -134,7 +134,7 @@ def metrics(node: ClusterNode) -> dict[str, Any]:
         "replication_lag_ms": round(lag.p99_ms, 3),
         "replication_lag_p50_ms": round(lag.p50_ms, 3),
         "replication_lag_max_ms": round(lag.max_ms, 3),
-        "failed_replications": statistics.failed_replications,
+        "failed_replications": node.failed_writes,
         "failovers": statistics.failovers,
         **{f"failovers_{why}": replica.failovers.counts[why] for why in REASONS},
         "recovery_time_ms": statistics.recovery_time_ms,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from secrets import token_bytes
 from typing import Any
 
 from hotspare.errors import OutcomeUnknown, Unavailable
 from hotspare.protocol.origin import Lost, Origin, Parcel
-from hotspare.table import Command
+from hotspare.table import Command, Put, Rotate
 
 NONCE_BYTES = 16
+COMMAND_OVERHEAD_BYTES = 48
 
 
 class Writer:
@@ -30,17 +31,29 @@ class Writer:
         self._waiters: deque[asyncio.Future[None]] = deque()
         """Those who wait for room, in the order in which they came."""
         self._under_way: set[asyncio.Future[list[int]]] = set()
+        self.lost_commands = 0
+        """Those that ended as Unavailable or OutcomeUnknown."""
         self._closed = ""
         """Why nothing is taken any more; empty while it is."""
 
-    async def write(
+    def write(
+        self, commands: list[Command], size_bytes: int, now_ms: int, timeout_ms: int
+    ) -> Awaitable[list[int]]:
+        """One result a command. Raises Unavailable (certainly not applied) or OutcomeUnknown."""
+        if self.origin.has_room:
+            return self.begin(commands, size_bytes, now_ms, now_ms + timeout_ms)
+        return self._write_when_there_is_room(commands, size_bytes, now_ms, timeout_ms)
+
+    async def _write_when_there_is_room(
         self, commands: list[Command], size_bytes: int, now_ms: int, timeout_ms: int
     ) -> list[int]:
-        """One result a command. Raises Unavailable (certainly not applied) or OutcomeUnknown."""
         if self._closed:
             raise Unavailable(self._closed)
-        if not self.origin.has_room:
+        try:
             await self._wait_for_room(timeout_ms)
+        except Unavailable:
+            self.lost_commands += len(commands)
+            raise
         return await self.begin(commands, size_bytes, now_ms, now_ms + timeout_ms)
 
     def begin(
@@ -57,6 +70,7 @@ class Writer:
             if future.done():  # its caller was cancelled
                 return
             if isinstance(results, Lost):
+                self.lost_commands += len(commands)
                 reason = results.reason
                 future.set_exception(Unavailable(reason) if results.certain else OutcomeUnknown(reason))
             else:
@@ -109,4 +123,9 @@ def _wake_up(future: asyncio.Future[None]) -> None:
 
 def size_of(commands: Sequence[Command]) -> int:
     """About how many bytes the commands take in the log."""
-    return sum(len(getattr(command, "data", b"")) + len(command.id) + 48 for command in commands)
+    size_bytes = 0
+    for command in commands:
+        size_bytes += len(command.id) + COMMAND_OVERHEAD_BYTES
+        if type(command) is Put or type(command) is Rotate:
+            size_bytes += len(command.data)
+    return size_bytes

@@ -52,6 +52,9 @@ class ExpiryIndex(Protocol):
 
     def add(self, expires_at_ms: int, id: bytes, /) -> None: ...
 
+    def add_all(self, expires_at_ms: int, ids: list[bytes], /) -> None:
+        """The same for several (at least one), which must not be there yet."""
+
     def discard(self, expires_at_ms: int, id: bytes, /) -> None: ...
 
     def due(self, now_ms: int, limit: int, /) -> list[tuple[int, bytes]]:

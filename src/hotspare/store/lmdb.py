@@ -464,6 +464,12 @@ class LmdbExpiry:
         if expires_at_ms < self._store._quiet_until_ms:
             self._store._quiet_until_ms = expires_at_ms
 
+    def add_all(self, expires_at_ms: int, ids: list[bytes], /) -> None:
+        when = expires_at_ms.to_bytes(EXPIRY_BYTES, "big")
+        self.keys.update({when + id: b"" for id in ids})
+        if expires_at_ms < self._store._quiet_until_ms:
+            self._store._quiet_until_ms = expires_at_ms
+
     def discard(self, expires_at_ms: int, id: bytes, /) -> None:
         self.keys[expires_at_ms.to_bytes(EXPIRY_BYTES, "big") + id] = None
 

@@ -124,6 +124,16 @@ class TimeBuckets:
         if self._crowd is not None and self._crowd.expires_at_ms == expires_at_ms:
             self._crowd = None
 
+    def add_all(self, expires_at_ms: int, ids: list[bytes], /) -> None:
+        self.add(expires_at_ms, ids[0])
+        if len(ids) == 1:
+            return
+        bucket = self._buckets[expires_at_ms >> BUCKET_BITS]
+        group = bucket[expires_at_ms]
+        if isinstance(group, bytes):
+            group = bucket[expires_at_ms] = {group: group}
+        group.update(zip(ids, ids, strict=True))
+
     def discard(self, expires_at_ms: int, id: bytes, /) -> None:
         number = expires_at_ms >> BUCKET_BITS
         bucket = self._buckets.get(number)
@@ -436,6 +446,10 @@ class _UndoableBuckets(TimeBuckets):
         if not self._has(expires_at_ms, id):
             self._undo.note(super().discard, expires_at_ms, id)
             super().add(expires_at_ms, id)
+
+    def add_all(self, expires_at_ms: int, ids: list[bytes], /) -> None:
+        for id in ids:
+            self.add(expires_at_ms, id)
 
     def discard(self, expires_at_ms: int, id: bytes, /) -> None:
         if self._has(expires_at_ms, id):
