@@ -356,7 +356,7 @@ def test_a_second_signal_ends_a_node_at_once(daemons):
 def test_a_second_node_at_the_same_place_is_told_why_it_cannot_start(calm, daemons):
     taken = calm[0]
     same_store = ended(start("serve", *taken.options))
-    assert (same_store.code, same_store.out) == (2, "")
+    assert (same_store.code, same_store.out) == (5, "")
     assert "has it open" in same_store.err
     elsewhere = str(daemons.directory / "other")
     same_port = ended(start("serve", "--node", taken.name, "--data-dir", elsewhere))

@@ -183,7 +183,7 @@ async def test_when_the_node_cannot_go_on_the_command_is_ended(daemons: Daemons)
         return False
 
     await eventually(is_full, "its store is full")
-    assert await agent.ended() == 2
+    assert await agent.ended() == 5
     await agent.said("told")
     assert "there is no room left" in agent.last_words()
 

@@ -225,7 +225,7 @@ async def test_a_node_does_not_start_in_the_directory_of_another_one(cluster: Da
         intruder = elsewhere.add(free_addresses(1)[0], *one.options[-2:])
         intruder.options[intruder.options.index("--data-dir") + 1] = str(copy)
         intruder.start()
-        assert await intruder.ended() == 2
+        assert await intruder.ended() == 5
         assert one.name in intruder.last_words()
         assert "directory of its own" in intruder.last_words()
     await cluster.settled()

@@ -182,6 +182,7 @@ class World:
         self._begun = 0
         self._moment = 0
         self._stamp_ms = 0
+        self._was_led_alone = False
         """The greatest that any copy has applied."""
         self._open: list[tuple[int, int, Operation]] = []
         """Writes of unknown outcome, by deadline: each may yet take effect until stamps are beyond it."""
@@ -543,8 +544,9 @@ class World:
             ahead_ms = replica.cluster_ms(node.now) - self._true_ms
             self.read_invariants.leader_clock(ahead_ms)
             # One broken clock must not move cluster time. Two might: of five voters the votes of three do.
-            is_outvoted = len(replica.configuration.voters) > 1
-            if is_outvoted and ahead_ms > ReadInvariants.MAX_SKEW_MS:
+            # And who once led alone had nobody to ask: cluster time does not go back from there.
+            self._was_led_alone = self._was_led_alone or len(replica.configuration.voters) < 2
+            if not self._was_led_alone and ahead_ms > ReadInvariants.MAX_SKEW_MS:
                 raise Violation(f"{node.name} leads with a clock that is {ahead_ms} ms ahead")
 
     def applied(self, work: Work) -> None:
