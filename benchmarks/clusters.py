@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import secrets
 import socket
 import subprocess
@@ -247,6 +248,20 @@ class DaemonCluster:
         command += ["--replicas", others] if others else []
         command += ["--storage", self._storage, "--data-dir", str(data_dir), *self._options]
         self._daemons[address] = Child(command, stdout=subprocess.DEVNULL)
+
+    def observe(self, count: int) -> None:
+        """Starts so many observers of these daemons."""
+        for address in free_addresses(count):
+            command = [sys.executable, "-m", "hotspare", "serve", "--node", address, "--role", "observer"]
+            command += ["--replicas", ",".join(self.addresses)]
+            command += ["--data-dir", str(Path(self._directory, address.replace(":", "-"))), *self._options]
+            self._daemons[address] = Child(command, stdout=subprocess.DEVNULL)
+
+    def cpu_seconds(self, address: str) -> float:
+        """What a daemon has used so far, in its own code and in the system's."""
+        stat = Path("/proc", str(self._daemons[address].process.pid), "stat").read_text()
+        fields = stat.rpartition(")")[2].split()  # the name before may hold anything
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def kill(self, address: str) -> None:
         self._daemons[address].kill()

@@ -41,6 +41,7 @@ READERS_LEAD_S = 0.5
 
 LAG_LOAD_PER_S = 5_000
 LAG_TICK_S = 0.01
+OBSERVED_LOAD_PER_S = 2_000
 EXPIRY_HEARTBEAT_MS = 20
 EXPIRY_LEAD_S = 1.0
 
@@ -287,17 +288,60 @@ def _writers_items(run: Run) -> Items:
 # -- the cluster by itself ---------------------------------------------------------------------------------
 
 
+def _paced_load(run: Run, node: Any, stores_per_s: int) -> None:
+    """It keeps to its schedule: what one tick is late, the next ones make up for."""
+    per_tick = int(stores_per_s * LAG_TICK_S)
+    started = time.monotonic()
+    for tick in range(int(run.scale.lag_seconds / LAG_TICK_S)):
+        time.sleep(max(0.0, started + tick * LAG_TICK_S - time.monotonic()))
+        _bulk_store_seconds(node, run.items(per_tick))
+
+
 def _lag_under_load(run: Run, resources: ExitStack) -> Sample:
-    """The load keeps to its schedule: what one tick is late, the next ones make up for."""
     node = blocking_node(InProcessCluster(resources), resources)
-    per_tick = int(LAG_LOAD_PER_S * LAG_TICK_S)
 
     def sample() -> float:
-        started = time.monotonic()
-        for tick in range(int(run.scale.lag_seconds / LAG_TICK_S)):
-            time.sleep(max(0.0, started + tick * LAG_TICK_S - time.monotonic()))
-            _bulk_store_seconds(node, run.items(per_tick))
+        _paced_load(run, node, LAG_LOAD_PER_S)
         return float(node.get_metrics()["replication_lag_ms"])
+
+    return sample
+
+
+def _observed(run: Run, resources: ExitStack) -> tuple[DaemonCluster, Any]:
+    """Three daemons, a client of their primary, and observers that follow it."""
+    daemons = DaemonCluster(resources, nodes=3)
+    client = daemons.connect(resources, daemons.addresses[0])
+    client.promote_to_primary()
+    daemons.observe(run.scale.observers)
+
+    def all_follow() -> bool:
+        others = client.get_replication_status()["replica_nodes"]
+        present = [each for each in others if each["role"] == "observer" and each["reachable"]]
+        return len(present) == run.scale.observers
+
+    wait_until("all observers follow the primary", all_follow)
+    return daemons, client
+
+
+def _lag_with_observers(run: Run, resources: ExitStack) -> Sample:
+    _, client = _observed(run, resources)
+
+    def sample() -> float:
+        _paced_load(run, client, OBSERVED_LOAD_PER_S)
+        return float(client.get_metrics()["replication_lag_ms"])
+
+    return sample
+
+
+def _cpu_with_observers(run: Run, resources: ExitStack) -> Sample:
+    """Of one core, of the primary."""
+    daemons, client = _observed(run, resources)
+    primary = daemons.addresses[0]
+
+    def sample() -> float:
+        used_s, started = daemons.cpu_seconds(primary), time.monotonic()
+        _paced_load(run, client, OBSERVED_LOAD_PER_S)
+        return 100 * (daemons.cpu_seconds(primary) - used_s) / (time.monotonic() - started)
 
     return sample
 
@@ -512,6 +556,24 @@ ROWS = (
         better=Better.LOWER,
         targets=(Target(floor=20, aim=5),),
         hotspare=_lag_under_load,
+    ),
+    Row(
+        name="observers-lag",
+        title="20 observers: replication lag p99 at 2 k stores/s",
+        unit="ms",
+        better=Better.LOWER,
+        targets=(Target(),),
+        hotspare=_lag_with_observers,
+        repetitions=lambda scale: min(3, scale.repetitions),
+    ),
+    Row(
+        name="observers-cpu",
+        title="20 observers: the primary's processor at 2 k stores/s, of one core",
+        unit="%",
+        better=Better.LOWER,
+        targets=(Target(),),
+        hotspare=_cpu_with_observers,
+        repetitions=lambda scale: min(3, scale.repetitions),
     ),
     Row(
         name="failover",

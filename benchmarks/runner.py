@@ -41,6 +41,7 @@ class Scale:
     failovers: int
     resident_sessions: int
     stored_sessions: int
+    observers: int
 
 
 FULL = Scale(
@@ -55,6 +56,7 @@ FULL = Scale(
     failovers=30,
     resident_sessions=100_000,
     stored_sessions=1_000_000,
+    observers=20,
 )
 QUICK = Scale(
     repetitions=2,
@@ -68,6 +70,7 @@ QUICK = Scale(
     failovers=1,
     resident_sessions=2_000,
     stored_sessions=2_000,
+    observers=2,
 )
 
 

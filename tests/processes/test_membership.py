@@ -169,6 +169,51 @@ async def test_an_observer_never_goes_back_while_primaries_die_and_it_does(
     assert roles[name] == "observer"
 
 
+async def test_members_move_to_other_addresses_one_after_the_other_and_no_writer_notices(
+    founders: Daemons, others: Daemons
+) -> None:
+    """As pods do: the name stays, and stands for another address."""
+    await founders.settled()
+    (name,) = free_addresses(1)
+    agent = others.add(name, "--role", "observer", "--replicas", ",".join(founders.addresses))
+    agent.start()
+    await agent.ready()
+    written = 0
+    is_over = asyncio.Event()
+
+    async def write() -> None:
+        nonlocal written
+        async with agent.client() as sessions:
+            while not is_over.is_set():
+                await sessions.store_session(f"s{written % 20}", {"n": written}, TTL_MS)
+                written += 1
+
+    async def goes_on() -> None:
+        target = written + 20
+
+        async def has_gone_on() -> bool:
+            assert not writing.done(), "a write failed"
+            return written >= target
+
+        await eventually(has_gone_on, "writes go on")
+
+    writing = asyncio.ensure_future(write())
+    for member, address in zip(founders, free_addresses(3), strict=True):
+        await goes_on()
+        await member.stop()
+        member.options += ["--listen", address, "--advertise", address]
+        member.address = address
+        member.start()
+        await member.ready()
+        await goes_on()
+    is_over.set()
+    await writing
+    await founders.settled()
+    for member in founders:
+        others_of = (await member.status())["replica_nodes"]
+        assert all(each["reachable"] for each in others_of)
+
+
 async def test_a_survivor_goes_on_alone_and_the_others_come_back_without_their_state(
     founders: Daemons,
 ) -> None:
