@@ -88,6 +88,8 @@ class AsyncSessionReplicator:
         self.engine = engine if engine is not None else _engine_for(self.settings)
         self.keyring = Keyring.of(self.settings)
         self._timeout_ms = self.settings.replication_rpc_timeout_ms
+        self._limit_bytes = self.settings.max_session_size_bytes
+        self._compresses = self.settings.enable_compression
 
     # --- life -------------------------------------------------------------------------------------------
 
@@ -197,9 +199,9 @@ class AsyncSessionReplicator:
                 pending.append(commands)
             commands.append(command)
         for part in pending:
-            for result in await self.engine.write(part, self._timeout_ms):
-                if result <= 0:
-                    _version_of(result, UNCONDITIONAL)
+            worst = min(await self.engine.write(part, self._timeout_ms), default=1)
+            if worst <= 0:
+                _version_of(worst, UNCONDITIONAL)
         return len(sessions)
 
     async def update_session(
@@ -362,10 +364,10 @@ class AsyncSessionReplicator:
         return result
 
     def _put_item(self, item: object) -> Put:
-        if not isinstance(item, tuple | list) or len(item) not in (2, 3):
+        if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
             raise InvalidSession("item", "store_sessions takes (id, data, ttl_ms) or (id, data)")
-        id, data, *ttl_ms = item
-        return self._put(id, data, ttl_ms[0] if ttl_ms else None, UNCONDITIONAL)
+        id, data, ttl_ms = item if len(item) == 3 else (*item, None)
+        return self._put(id, data, ttl_ms, UNCONDITIONAL)
 
     def _put(self, id: str, data: Mapping[str, Any], ttl_ms: int | timedelta | None, condition: int) -> Put:
         if ttl_ms is None:
@@ -378,9 +380,8 @@ class AsyncSessionReplicator:
 
     def _encoded_put(self, id: str, data: Mapping[str, Any], ttl_ms: int, condition: int) -> Put:
         key = check_id(id)
-        encoded = encode_data(data, self.settings.max_session_size_bytes)
-        flags = 0
-        if self.settings.enable_compression:
+        flags, encoded = 0, encode_data(data, self._limit_bytes)
+        if self._compresses:
             flags, encoded = maybe_compress(encoded, COMPRESS_ABOVE_BYTES)
         if self.keyring is not None:
             flags, encoded = self.keyring.encrypt(key, flags, encoded)
