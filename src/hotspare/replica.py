@@ -235,6 +235,8 @@ class Replica:
         self._is_forking = False
         self._vote_clocks: dict[ServerId, tuple[int, int, int]] = {}
         """Who voted for us -> (term, its clock, its estimate of cluster time)."""
+        self._shown_lease_end_ms = self._freshness.lease_end_ms
+        """The one that whoever drives us has seen."""
         self._announced: tuple[ServerId, int] = (NOBODY, 0)
         """The leader and term that everybody here was told about."""
         self._dialled = founding.EMPTY_MARK.configuration
@@ -584,6 +586,9 @@ class Replica:
         apply = not patience or self._applies_at_once(node)
         while node.has_ready(patience=patience, apply=apply) or self._unsaved_identity is not None:
             ready = node.ready(patience=patience, apply=apply)
+            if (node.leader, node.term) != self._announced:  # a volatile server's own vote was enough
+                self._notice_changes()
+                self._propose(node)
             self._take_ready(node, ready)
             staged, received = self._take_chunks(ready.chunks) if ready.chunks else ([], [])
             compacted = self._compact(node)
@@ -616,6 +621,7 @@ class Replica:
             or self.peers.changed
             or self._unsaved_identity is not None
             or self._forking is not None
+            or self._freshness.lease_end_ms != self._shown_lease_end_ms
             or (node is not None and node.log.configuration is not self._dialled)
             or (node is not None and node.has_ready(patience=True))
         )
@@ -660,6 +666,7 @@ class Replica:
         return self._outbox.take()
 
     def take_events(self) -> list[Event]:
+        self._shown_lease_end_ms = self._freshness.lease_end_ms
         configuration = self.configuration
         if configuration is not self._dialled:
             self._dialled = configuration

@@ -164,7 +164,11 @@ class Connection(asyncio.BufferedProtocol):
         if not self._uncongested.is_set() and unsent + len(data) > MAX_OUTGOING_BYTES:
             return False
         if self._channel is not None:
-            data = self._channel.seal(data)
+            try:
+                data = self._channel.seal(data)
+            except OSError as exc:  # SSLError is one
+                self._fail(exc)
+                return False
         if not unsent:
             data = self._send_now(data)
         if data:

@@ -211,6 +211,7 @@ class ClusterNode:
         await self._hand_over()
         if self._page is None:  # other processes go on reading a daemon's copy
             self._give_up_lease()
+        self._pump(patience=False)
         await self._shut_down()
 
     async def abort(self) -> None:
@@ -242,7 +243,6 @@ class ClusterNode:
         """Nobody reads this copy any more, so no write of the others has to wait for its lease to run out."""
         self._reads.close()
         self.replica.give_up_lease(clocks.now())
-        self._pump()
 
     async def _shut_down(self) -> None:
         if self._timer is not None:

@@ -761,7 +761,8 @@ class Node:
             progress.rejected(message.index, agreed)
         else:
             self._acknowledge(progress, message.index)
-        if progress.may_send(self.log.last_index) or progress.is_behind_commit(self.log.commit):
+        is_behind = progress.may_send(self.log.last_index) or progress.is_behind_commit(self.log.commit)
+        if is_behind and self.is_leader:  # its own removal may just have been committed
             self._replication_due = True
 
     def _acknowledge(self, progress: Progress, index: int) -> None:
@@ -828,6 +829,8 @@ class Node:
             self._replication_due = True
             if progress.state is State.PROBE:
                 progress.waiting_since_ms = None
+        elif progress.is_behind_commit(self.log.commit):
+            self._replication_due = True
         if progress.id == self._transfer_to:
             self._hand_over()
 
