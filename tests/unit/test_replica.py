@@ -68,6 +68,32 @@ def test_two_founders_do_not_keep_each_other_busy_at_network_speed():
     assert net.count(FoundingReply) == net.count(Founding)
 
 
+def test_a_copy_whose_lease_was_renewed_has_something_to_show():
+    """Nothing else may follow from the answer; and readers must hear of it before the next tick."""
+    net = Net()
+    net.settle()
+    net.replicas["n2"].found({name: name for name in NAMES}, 10_000, net.now)
+    net.settle()
+    copy = net.replicas["n1"]
+    for _ in range(20):
+        net.now = Now(net.now.boot_ms + 50, net.now.wall_ms + 50)
+        for replica in net.replicas.values():
+            replica.tick(net.now)
+        copy_shown = 0
+        while sent := [(name, *each) for name, r in net.replicas.items() for each in net.turn(r)]:
+            copy.take_events()
+            for sender, receiver, envelope in sent:
+                before = copy.lease_end_ms
+                net.replicas[receiver].receive(sender, envelope, net.now)
+                if copy.lease_end_ms != before:
+                    copy_shown += 1
+                    assert copy.has_outputs
+                    copy.take_events()
+        if copy_shown and copy.lease_end_ms > net.now.boot_ms:
+            break
+    assert copy_shown
+
+
 def copy_of(store: PlainStore) -> PlainStore:
     """As a backup has it."""
     copy = PlainStore()
