@@ -17,6 +17,7 @@ from secrets import token_hex
 from typing import Any, Protocol
 
 from hotspare.cluster import clocks, status
+from hotspare.cluster.complaints import Complaints
 from hotspare.cluster.feeds import Feed, Feeds
 from hotspare.cluster.lease import LeasePage
 from hotspare.cluster.local import NoTransport
@@ -25,7 +26,7 @@ from hotspare.cluster.security import Security
 from hotspare.cluster.service import ClientSession, traceback_of
 from hotspare.cluster.statistics import Statistics
 from hotspare.cluster.storage import AtOnce, OnThread, Storage
-from hotspare.cluster.transport import MAX_COMPLAINTS, Accepted, Transport
+from hotspare.cluster.transport import Accepted, Transport
 from hotspare.cluster.wire import Hello, Rejected, RejectionCode, Welcome
 from hotspare.cluster.writer import Writer, size_of
 from hotspare.engine import Read
@@ -126,7 +127,7 @@ class ClusterNode:
         self._page = page
         self._reads = LocalReads(store, self._not_fresh, settings.max_clock_skew_ms, page)
         self.read_local = self._reads.read
-        self._complaints: set[str] = set()
+        self._complaints = Complaints()
         self._is_pump_scheduled = False
         self._is_catching_up = False
         self._is_stopping = False
@@ -913,10 +914,7 @@ class ClusterNode:
     def _complain(self, name: str, problem: str) -> None:
         """About a message that was dropped, once for each peer and problem: there may be many of them."""
         complaint = f"{name}: {problem}"
-        level = logging.DEBUG if complaint in self._complaints else logging.WARNING
-        if len(self._complaints) >= MAX_COMPLAINTS:
-            self._complaints.clear()
-        self._complaints.add(complaint)
+        level = self._complaints.level(complaint)
         logger.log(level, "%s dropped a message from %s", self.name, complaint)
 
     def _note_acknowledged(self, name: str, replica: Replica) -> None:

@@ -26,6 +26,7 @@ from secrets import token_bytes
 import msgspec
 
 from hotspare.cluster.authentication import NONCE_BYTES, Role, is_proof, proof
+from hotspare.cluster.complaints import Complaints
 from hotspare.cluster.connection import (
     KEYS_DIFFER,
     ONE_HAS_NO_KEY,
@@ -82,9 +83,6 @@ LASTING_MS = 1000
 STOP_TIMEOUT_MS = 1000
 """How long the connections have, when the node stops, to send what is still to be sent."""
 
-MAX_COMPLAINTS = 256
-"""Distinct things said about strangers; each is said once until so many others have been."""
-
 logger = logging.getLogger("hotspare.cluster")
 
 
@@ -128,7 +126,7 @@ class Transport:
         self._strangers: dict[Accepted, None] = {}  # in order of arrival
         self._clients: set[Accepted] = set()
         self._incoming: dict[str, Accepted] = {}  # the newest from each peer
-        self._complaints: set[str] = set()
+        self._complaints = Complaints()
         self.dropped_frames = 0
         """Frames for peers that were not connected, or did not read what was sent before."""
 
@@ -342,11 +340,7 @@ class Transport:
     def _complain(self, connection: Connection, problem: str) -> None:
         """Says it once for each host and problem: health checks and scanners come back every second."""
         host = connection.remote.host if connection.remote else "somebody"
-        complaint = f"{host}: {problem}"
-        level = logging.DEBUG if complaint in self._complaints else logging.WARNING
-        if len(self._complaints) >= MAX_COMPLAINTS:
-            self._complaints.clear()
-        self._complaints.add(complaint)
+        level = self._complaints.level(f"{host}: {problem}")
         logger.log(level, "refused a connection from %s: %s", connection.remote, problem)
 
 
