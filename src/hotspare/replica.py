@@ -1195,7 +1195,7 @@ class Replica:
     def _change_membership(self) -> None:
         node = self.node
         assert node is not None
-        if not self._may_change_configuration(node):
+        if not node.may_change_configuration:
             return
         present = self.peers.present(self.cluster_id)
         present[self.config.name] = Presence(self.id, self.config.address, True)
@@ -1211,10 +1211,6 @@ class Replica:
         names = {member.name for member in self.configuration.servers}
         observers = self.peers.observers(self.cluster_id).items()
         self.node.observe_by([id for name, id in observers if name not in names], self._now.boot_ms)
-
-    def _may_change_configuration(self, node: Node) -> bool:
-        settled = node.log.configuration_index() <= node.commit
-        return settled and node.has_committed_in_term and node.accepts_proposals
 
     def _has_caught_up(self, server: ServerId) -> bool:
         assert self.node is not None

@@ -225,10 +225,10 @@ def a_change_before_the_first_commit_of_the_term() -> AbstractContextManager[obj
             "if False:",
         ),
         changed(
-            Replica,
-            "_may_change_configuration",
-            "return settled and node.has_committed_in_term",
-            "return settled",
+            Node,
+            "may_change_configuration",
+            "self.has_committed_in_term and ",
+            "",
         ),
     )
 

@@ -188,10 +188,14 @@ def _is_confirmed(status: dict[str, Any]) -> bool:
     return typed == name
 
 
-async def failover(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
-    outcome = await replicator.trigger_failover(options.failing)
-    _print(options, outcome, {"node": options.failing, "outcome": outcome})
+async def _operate(verb: Callable[[str], Awaitable[str]], node: str, options: Namespace) -> Exit:
+    outcome = await verb(node)
+    _print(options, outcome, {"node": node, "outcome": outcome})
     return Exit.DONE
+
+
+async def failover(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
+    return await _operate(replicator.trigger_failover, options.failing, options)
 
 
 async def events(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
@@ -201,15 +205,11 @@ async def events(replicator: AsyncSessionReplicator, options: Namespace) -> Exit
 
 
 async def add(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
-    outcome = await replicator.add_node(options.newcomer)
-    _print(options, outcome, {"node": options.newcomer, "outcome": outcome})
-    return Exit.DONE
+    return await _operate(replicator.add_node, options.newcomer, options)
 
 
 async def remove(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
-    outcome = await replicator.remove_node(options.leaving)
-    _print(options, outcome, {"node": options.leaving, "outcome": outcome})
-    return Exit.DONE
+    return await _operate(replicator.remove_node, options.leaving, options)
 
 
 async def members(replicator: AsyncSessionReplicator, options: Namespace) -> Exit:
