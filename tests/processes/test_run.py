@@ -166,7 +166,8 @@ async def test_as_the_primary_it_hands_over_when_the_command_ends(daemons: Daemo
 
 
 async def test_when_the_node_cannot_go_on_the_command_is_ended(daemons: Daemons) -> None:
-    agent = add_agent(daemons, "sh", "-c", f"trap 'echo told; exit 0' TERM; {SAY_AND_STAY}")
+    command = ("sh", "-c", f"trap 'echo told; exit 0' TERM; {SAY_AND_STAY}")
+    agent = add_agent(daemons, *command, options=("--storage", "disk"))
     agent.start()
     await found(agent)
     await agent.said("runs")

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from secrets import token_bytes
 
 import lmdb
 import pytest
@@ -45,10 +46,11 @@ def run(program: str, path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-OPEN_AND_FILL = """
+def opened_and_filled(durable: bool = False) -> str:
+    return f"""
 import sys
 from hotspare.store.lmdb import LmdbStore
-store = LmdbStore.open(sys.argv[1], durable=False, map_size_bytes=1 << 24, boot_id="this boot")
+store = LmdbStore.open(sys.argv[1], durable={durable}, map_size_bytes=1 << 24, boot_id="this boot")
 txn = store.begin()
 txn.sessions[b"a"] = bytes(25)
 txn.expiry.add(0, b"a")
@@ -101,7 +103,7 @@ def test_an_installed_snapshot_is_still_there_after_reopening_and_a_staged_one_i
 
 
 def test_a_killed_process_leaves_what_it_committed_and_no_lock(tmp_path):
-    program = OPEN_AND_FILL + "\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    program = opened_and_filled() + "\nimport os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
     assert run(program, tmp_path).returncode == -signal.SIGKILL
     store = opened(tmp_path)
     assert store.ids() == [b"a"]
@@ -139,7 +141,7 @@ def test_on_disk_every_commit_is_synced_and_in_memory_none(tmp_path):
     for durable in (True, False):
         store = opened(tmp_path / str(durable), durable=durable)
         flags = store._environment.flags()
-        assert (flags["sync"], flags["metasync"], flags["writemap"]) == (durable, durable, False)
+        assert (flags["sync"], flags["metasync"], flags["writemap"]) == (durable, durable, not durable)
         store.close()
 
 
@@ -231,12 +233,12 @@ def test_only_its_user_may_enter_the_directory(tmp_path):
 
 def test_a_store_in_use_is_refused_to_another_process(tmp_path):
     store = opened(tmp_path)
-    found = run(OPEN_AND_FILL, tmp_path)
+    found = run(opened_and_filled(), tmp_path)
     assert found.returncode == 1
     assert "StoreInUse" in found.stderr
     assert f"the process {os.getpid()} has it open" in found.stderr
     store.close()
-    assert run(OPEN_AND_FILL, tmp_path).returncode == 0
+    assert run(opened_and_filled(), tmp_path).returncode == 0
 
 
 def test_a_store_in_use_is_refused_within_the_process_too(tmp_path):
@@ -281,7 +283,7 @@ def test_a_forked_child_is_told_to_leave_the_store_alone(tmp_path):
 
 
 def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path):
-    program = OPEN_AND_FILL + (
+    program = opened_and_filled() + (
         "import os, signal\n"
         "if os.fork():\n"
         "    sys.stdin.read(1)\n"
@@ -414,15 +416,21 @@ def test_a_data_file_that_is_no_environment_any_more_is_reported_as_corrupt(tmp_
         opened(tmp_path)
 
 
-def test_a_data_file_that_was_cut_off_is_reported_as_corrupt(tmp_path):
-    store = opened(tmp_path)
+def taken_bytes(path: Path) -> int:
+    """One that is written in place is as long as it may become from the beginning."""
+    return 512 * (path / "data.mdb").stat().st_blocks
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_data_file_that_was_cut_off_is_reported_as_corrupt(tmp_path, durable):
+    store = opened(tmp_path, durable=durable)
     fill(store, *(b"%04d" % number for number in range(2_000)), data=bytes(200))
     store.close()
-    data = tmp_path / "data.mdb"
-    os.truncate(data, data.stat().st_size // 8)
+    os.truncate(tmp_path / "data.mdb", 1 << 16)
     # In a process of its own: without the precaution it would be killed by SIGBUS.
     read_everything = (
-        OPEN_AND_FILL + "\nstore.records(b'', 3000), list(store.begin().expiry.due(1 << 60, 3000))"
+        opened_and_filled(durable)
+        + "\nstore.records(b'', 3000), list(store.begin().expiry.due(1 << 60, 3000))"
     )
     found = run(read_everything, tmp_path)
     assert found.returncode == 1
@@ -461,25 +469,67 @@ def test_a_store_that_was_full_has_room_when_it_is_opened_again(tmp_path):
     store.close()
 
 
+WRITE_TOO_MUCH = """
+from hotspare.errors import StoreFull
+txn = store.begin()
+for number in range(10_000):
+    txn.sessions[b'%d' % number] = bytes(1_000)
+try:
+    txn.commit()
+except StoreFull:
+    txn.abort()
+    sys.exit(7 if store.ids() == [b'a'] else 1)
+"""
+
+
 def test_a_failed_write_to_the_file_leaves_the_store_as_it_was(tmp_path):
-    program = OPEN_AND_FILL + (
+    limit = (
         "import os, resource\n"
-        "from hotspare.errors import StoreError\n"
         "size_bytes = os.stat(sys.argv[1] + '/data.mdb').st_size\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, size_bytes))\n"
-        "txn = store.begin()\n"
-        "for number in range(1_000):\n"
-        "    txn.sessions[b'%d' % number] = bytes(1_000)\n"
-        "try:\n"
-        "    txn.commit()\n"
-        "except StoreError:\n"
-        "    txn.abort()\n"
-        "    sys.exit(7 if store.ids() == [b'a'] else 1)\n"
     )
-    found = run(program, tmp_path)
+    found = run(opened_and_filled(durable=True) + limit + WRITE_TOO_MUCH, tmp_path)
     assert found.returncode == 7, found.stderr
-    store = opened(tmp_path)
+    store = opened(tmp_path, durable=True)
     assert store.ids() == [b"a"]
+    store.close()
+
+
+def run_on_small_tmpfs(program: str, path: Path, size: str) -> subprocess.CompletedProcess[str]:
+    """In a namespace of its own, so that no privileges are needed; skips where there are none to be had."""
+    mount = ("unshare", "--map-root-user", "--mount", "sh", "-c")
+    script = f'mount -t tmpfs -o size={size} tmpfs "$0" || exit 99; exec "$@"'
+    command = [*mount, script, str(path), sys.executable, "-c", program, str(path)]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare here")
+    if found.returncode == 99 or "unshare" in found.stderr:
+        pytest.skip("no file system can be mounted here")
+    return found
+
+
+def test_a_full_memory_is_an_error_and_does_not_end_the_process(tmp_path):
+    found = run_on_small_tmpfs(opened_and_filled() + WRITE_TOO_MUCH, tmp_path, "4m")
+    assert found.returncode == 7, found.stderr
+    found = run_on_small_tmpfs(opened_and_filled(), tmp_path, "64k")
+    assert found.returncode == 1
+    assert "StoreFull" in found.stderr
+
+
+def test_the_room_that_a_transaction_claims_is_all_that_it_takes(tmp_path):
+    """Where a page was used that was never claimed, a full memory would end the process."""
+    store = LmdbStore.open(tmp_path, durable=False, map_size_bytes=1 << 28, boot_id="this boot")
+    room = store._room
+    assert room is not None
+    reader = store.snapshot()  # what it sees cannot be used again
+    pages = store._environment.info()["last_pgno"]
+    for number in [*range(30), *range(100, 2000, 300), *[1] * 30]:
+        fill(store, *(token_bytes(8) for _ in range(number)), data=bytes(200 + 10_000 * (number % 3)))
+        pages, before = store._environment.info()["last_pgno"], pages
+        assert pages - before <= room._claimed_pages
+        assert (pages + 1) * room._page_bytes <= room._promised_bytes <= taken_bytes(tmp_path)
+    reader.close()
     store.close()
 
 

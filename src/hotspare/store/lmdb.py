@@ -14,7 +14,11 @@ In a directory of its own:
 **Two modes.** Without `durable` nothing is ever synced: the contents outlive the process, not the host, and
 are valid only under the boot they were written under. With it every commit is on the disk when it returns.
 Then LMDB's default flags must stay: without its syncs, pages of acknowledged transactions could be reused.
-(WRITEMAP would save a third of a write's time, and turn a full tmpfs into SIGBUS.)
+
+**Writing in place.** Without `durable` pages are written through the map (WRITEMAP), which saves a third of a
+write's time. It has a price: a page that the file system cannot give any more would end the process (SIGBUS).
+So room is claimed from it before it is needed (`_Room`), which fails in a way that can be answered. A process
+that dies in the middle leaves pages behind that nothing points to yet.
 
 **Damage.** LMDB's pages have no checksums: what a disk has damaged may end the process that reads it, or
 read as "no such session". So whoever opens a durable store may have it inspected before any of it is mapped
@@ -56,6 +60,16 @@ MAX_READERS: Final = 1024
 """Read transactions open at one moment, in all processes together."""
 
 MAX_DATABASES: Final = 16
+
+_CLAIM_BYTES: Final = 8 * 1024 * 1024
+"""So much room is claimed ahead, so that it is not asked for with every transaction."""
+
+_PAGES_PER_ROW: Final = 4
+"""A row may take a copy of its leaf, one more when that splits, as much of the branch above, and the rest of
+the last page of a long value."""
+
+_PAGES_PER_WRITE: Final = 32
+"""The paths from the roots down, and the list of pages that became free."""
 
 _MARKER: Final = "hotspare.json"
 _OWNER: Final = "owner.lock"
@@ -137,6 +151,9 @@ class LmdbStore:
         self._owner: int | None = owner
         self._opened_in_pid = os.getpid()
         self._verify: Verify | None = None
+        self._room = _Room(path / _DATA, environment) if environment.flags()["writemap"] else None
+        if self._room is not None:
+            self._room.claim([])
         self._node = environment.open_db(b"node")
         self._log = environment.open_db(b"log")
         self._store = environment.open_db(b"store")
@@ -192,6 +209,7 @@ class LmdbStore:
                     mode=0o600,
                     sync=durable,
                     metasync=durable,
+                    writemap=not durable and hasattr(os, "posix_fallocate"),
                 )
                 try:
                     if durable:
@@ -344,8 +362,10 @@ class LmdbTransaction:
     def __init__(self, store: LmdbStore) -> None:
         self._store = store
         self._txn = store._begin(write=True)
-        self.node = LmdbSpace(store.path, self._txn, store._node)
-        self.log = LmdbSpace(store.path, self._txn, store._log)
+        if store._room is not None:
+            store._room.begin()
+        self.node = LmdbSpace(store.path, self._txn, store._node, store._room)
+        self.log = LmdbSpace(store.path, self._txn, store._log, store._room)
         self._use(store._current)
         self._staging_is_stale = store._staging_is_stale
         if self._staging_is_stale:
@@ -359,14 +379,19 @@ class LmdbTransaction:
             (sessions if space == "sessions" else table).append((key, value))
         expiry = [(record[:EXPIRY_BYTES] + id, b"") for id, record in sessions]
         with self._store._translated():
+            if self._store._room is not None:
+                self._store._room.claim([*table, *sessions, *expiry])
             _put(self._txn, staged.table, table)
             _put(self._txn, staged.sessions, sessions)
             _put(self._txn, staged.expiry, expiry)
 
     def discard_staged(self) -> None:
         other = self._store._generations[1 - self._current.number]
+        databases = (other.table, other.sessions, other.expiry)
         with self._store._translated():
-            for database in (other.table, other.sessions, other.expiry):
+            if self._store._room is not None:
+                self._store._room.claim_list_of_free(sum(_pages(self._txn, each) for each in databases))
+            for database in databases:
                 self._txn.drop(database, delete=False)
         self._staging_is_stale = False
 
@@ -398,11 +423,11 @@ class LmdbTransaction:
         self._txn.abort()
 
     def _use(self, generation: _Generation) -> None:
-        path, txn = self._store.path, self._txn
+        path, txn, room = self._store.path, self._txn, self._store._room
         self._current = generation
-        self.table = LmdbSpace(path, txn, generation.table)
-        self.sessions = LmdbSpace(path, txn, generation.sessions)
-        self.expiry = LmdbExpiry(self._store, LmdbSpace(path, txn, generation.expiry))
+        self.table = LmdbSpace(path, txn, generation.table, room)
+        self.sessions = LmdbSpace(path, txn, generation.sessions, room)
+        self.expiry = LmdbExpiry(self._store, LmdbSpace(path, txn, generation.expiry, room))
 
     def _staged(self) -> _Generation:
         if self._staging_is_stale:
@@ -413,13 +438,20 @@ class LmdbTransaction:
 class LmdbSpace(dict[bytes, bytes | None]):
     """The changes of this transaction (None: deleted), over what the database holds."""
 
-    __slots__ = ("_database", "_path", "_txn")
+    __slots__ = ("_database", "_path", "_room", "_txn")
 
-    def __init__(self, path: Path, txn: lmdb.Transaction[bytes], database: lmdb._Database) -> None:
+    def __init__(
+        self,
+        path: Path,
+        txn: lmdb.Transaction[bytes],
+        database: lmdb._Database,
+        room: _Room | None = None,
+    ) -> None:
         super().__init__()
         self._path = path
         self._txn = txn
         self._database = database
+        self._room = room
 
     def get(self, key: bytes, /) -> bytes | None:  # type: ignore[override]
         if key in self:
@@ -446,8 +478,13 @@ class LmdbSpace(dict[bytes, bytes | None]):
         """Brings the changes into the database (still within the transaction)."""
         if not self:
             return
-        _put(self._txn, self._database, [(key, value) for key, value in self.items() if value is not None])
-        for key in sorted(key for key, value in self.items() if value is None):
+        rows = [(key, value) for key, value in self.items() if value is not None]
+        deleted = [key for key, value in self.items() if value is None] if len(rows) < len(self) else []
+        if self._room is not None:
+            self._room.claim(rows, len(deleted))
+        _put(self._txn, self._database, rows)
+        deleted.sort()
+        for key in deleted:
             self._txn.delete(key, b"", self._database)
         self.clear()
 
@@ -558,6 +595,54 @@ def view(path: str | os.PathLike[str]) -> Iterator[LmdbView | None]:
             yield LmdbView(node_space, log_space, table, sessions, indexed)
 
 
+class _Room:
+    """What the file system has promised: the process may write that far through the map, and no further."""
+
+    def __init__(self, data: Path, environment: lmdb.Environment) -> None:
+        self._data = data
+        self._environment = environment
+        self._page_bytes: int = environment.stat()["psize"]
+        self._limit_bytes: int = environment.info()["map_size"]
+        self._promised_bytes = 0
+        self._claimed_pages = 0
+
+    def begin(self) -> None:
+        """A transaction begins: what the one before did not use is free again."""
+        self._claimed_pages = 0
+
+    def claim(self, rows: list[tuple[bytes, bytes]], deleted: int = 0) -> None:
+        """Before these rows are written and so many deleted. Raises OSError if there is no room."""
+        value_bytes = sum([len(value) for _, value in rows])
+        self._claim(_PAGES_PER_ROW * (len(rows) + deleted) + value_bytes // self._page_bytes)
+
+    def claim_list_of_free(self, pages: int) -> None:
+        """Before so many pages are freed at once: LMDB keeps a number for each."""
+        self._claim(8 * pages // self._page_bytes)
+
+    def _claim(self, pages: int) -> None:
+        self._claimed_pages += pages + _PAGES_PER_WRITE
+        # As if nothing that is free could be used again: it may be in use by a reader.
+        pages_before: int = self._environment.info()["last_pgno"] + 1
+        needed_bytes = (pages_before + self._claimed_pages) * self._page_bytes
+        needed_bytes = min(needed_bytes, self._limit_bytes)  # beyond it, LMDB says that the map is full
+        if needed_bytes > self._promised_bytes:
+            self._extend(needed_bytes)
+
+    def _extend(self, needed_bytes: int) -> None:
+        file = os.open(self._data, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            with suppress(OSError):
+                self._promise(file, min(needed_bytes + _CLAIM_BYTES, self._limit_bytes))
+                return
+            self._promise(file, needed_bytes)
+        finally:
+            os.close(file)
+
+    def _promise(self, file: int, upto_bytes: int) -> None:
+        os.posix_fallocate(file, self._promised_bytes, upto_bytes - self._promised_bytes)
+        self._promised_bytes = upto_bytes
+
+
 class _Generation(NamedTuple):
     number: int
     table: lmdb._Database
@@ -568,6 +653,11 @@ class _Generation(NamedTuple):
 def _open_generation(environment: lmdb.Environment, number: int, *, create: bool = True) -> _Generation:
     names = (f"{name}.{number}".encode() for name in ("table", "sessions", "expiry"))
     return _Generation(number, *(environment.open_db(name, create=create) for name in names))
+
+
+def _pages(txn: lmdb.Transaction[bytes], database: lmdb._Database) -> int:
+    stat = txn.stat(database)
+    return stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
 
 
 def _put(txn: lmdb.Transaction[bytes], database: lmdb._Database, rows: list[tuple[bytes, bytes]]) -> None:
@@ -615,9 +705,14 @@ def _make_directory(directory: Path) -> None:
 def _map_size_bytes(directory: Path, wanted_bytes: int) -> int:
     """A store that has filled its map finds a larger one when it is opened again."""
     try:
-        return max(wanted_bytes, 2 * (directory / _DATA).stat().st_size)
+        return max(wanted_bytes, 2 * _taken_bytes(directory))
     except FileNotFoundError:
         return wanted_bytes
+
+
+def _taken_bytes(directory: Path) -> int:
+    """What the file occupies: one that is written through the map is as long as that from the beginning."""
+    return 512 * (directory / _DATA).stat().st_blocks
 
 
 def _lock(directory: Path) -> int:
