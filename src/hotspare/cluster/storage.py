@@ -54,8 +54,8 @@ class OnThread:
         self._waiting: SimpleQueue[Work | None] = SimpleQueue()
         self._done: deque[Work] = deque()
         self._error: BaseException | None = None
-        self._thread = Thread(target=self._run, name="hotspare-storage", daemon=True)
-        self._thread.start()
+        self._worker = Thread(target=self._run, name="hotspare-storage", daemon=True)
+        self._worker.start()
 
     def submit(self, work: Work) -> Sequence[Work]:
         self._waiting.put(work)
@@ -68,7 +68,7 @@ class OnThread:
 
     async def stop(self) -> None:
         self._waiting.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._worker.join)
 
     def _run(self) -> None:
         try:

@@ -22,6 +22,7 @@ import logging
 import random
 from collections.abc import Callable, Iterable
 from secrets import token_bytes
+from typing import Any
 
 import msgspec
 
@@ -150,7 +151,10 @@ class Transport:
         """Why this machine has no such address, which one of several may well be. Raises ConfigError."""
         loop = asyncio.get_running_loop()
         try:
-            server = await loop.create_server(lambda: Accepted(self, self._security), host, self._listen.port)
+            # Not as typeshed says: uvloop's server is another class, and its sockets are a list.
+            server: Any = await loop.create_server(
+                lambda: Accepted(self, self._security), host, self._listen.port
+            )
         except OSError as exc:
             if exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 return exc

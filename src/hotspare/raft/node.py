@@ -208,7 +208,7 @@ class Node:
         self.role = Role.FOLLOWER
         self.leader: ServerId = NOBODY
         self._randrange = randrange
-        self._volatile = volatile
+        self._is_volatile = volatile
         self._now_ms = now_ms
         self._heard_ms = NEVER_MS
         self._lost: set[ServerId] = set()  # only ever asked for membership
@@ -1030,7 +1030,7 @@ class Node:
         if append and self.is_leader:
             own = AppendReply(self.id, self.id, self.term, False, self.log.last_index)
             self._held.append((self._write_number, own))
-        if self._volatile:
+        if self._is_volatile:
             ready.hard_state = None
             self.persisted(self._write_number)
         else:
