@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 from hotspare.engine import Ack, Engine, Read
 from hotspare.errors import ForkedProcess, NotReady
 from hotspare.events import Event
+from hotspare.record import decode_record
 from hotspare.replicator import (
     MAX_SLICES_UNDER_WAY,
     MAX_WAITING_EVENTS,
@@ -30,7 +31,7 @@ from hotspare.replicator import (
     Item,
     session_of,
 )
-from hotspare.session import Session, check_id, decode_record
+from hotspare.session import Session, check_id
 from hotspare.settings import Settings
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hotspare.errors import ConfigError, Undecryptable
-from hotspare.session import ENCRYPTED
+from hotspare.record import ENCRYPTED
 from hotspare.settings import PLAIN, Settings, read_encryption_key
 
 if TYPE_CHECKING:

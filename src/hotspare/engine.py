@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any, Literal, Protocol, TypeAlias
 
+from hotspare.commands import Command
 from hotspare.events import Event
-from hotspare.table import Command
 
 Ack: TypeAlias = Literal["quorum", "all"]
 """A write returns when a majority has it; when every copy that may answer reads shows it, too."""
@@ -50,7 +50,7 @@ class Engine(Protocol):
         """The record of a live session, read as asked. Raises Unavailable, StaleRead or NotReady."""
 
     def write(self, commands: list[Command], timeout_ms: int) -> Awaitable[list[int]]:
-        """Runs the commands in order; one result each, see `hotspare.table`. Raises Unavailable (none of
+        """Runs the commands in order; one result each, see `hotspare.commands`. Raises Unavailable (none of
         them was applied) or OutcomeUnknown."""
 
     async def barrier(self, timeout_ms: int) -> None:

@@ -339,6 +339,11 @@ class StoreCorrupt(StoreError):
     )
 
 
+def corrupt(reason: str) -> StoreCorrupt:
+    """From those who do not know which store they read: only its adapter does. The sentence holds without."""
+    return StoreCorrupt("this node's data directory", reason)
+
+
 @dataclass(eq=False)
 class StoreFull(StoreError):
     """No room is left for another transaction."""

@@ -18,6 +18,18 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
+from hotspare.commands import (
+    Gap,
+    Outcome,
+    RawGroup,
+    Registered,
+    Registration,
+    Results,
+    UnknownOrigin,
+    check_group,
+    encode_batch,
+    stamp_of,
+)
 from hotspare.errors import ClusterMismatch, ConfigError, ProtocolError, StoreOutdated
 from hotspare.protocol import belonging, forking, founding, membership
 from hotspare.protocol.clock import ClusterClock
@@ -77,19 +89,7 @@ from hotspare.raft.node import ChangeRefused, Node, Ready, StateLost, Timing
 from hotspare.raft.progress import State
 from hotspare.store import Row, Store, Transaction, journal
 from hotspare.store.journal import Identity
-from hotspare.table import (
-    Gap,
-    Outcome,
-    RawGroup,
-    Registered,
-    Registration,
-    Results,
-    Table,
-    UnknownOrigin,
-    check_group,
-    encode_batch,
-    stamp_of,
-)
+from hotspare.table import Table
 
 BATCH_BYTES = 256 * 1024
 """An entry of the log is at most this large, unless a single group is larger."""

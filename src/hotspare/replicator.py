@@ -11,27 +11,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from hotspare.encryption import Keyring
-from hotspare.engine import Ack, Engine, Read, Source
-from hotspare.errors import ConfigError, InvalidSession, SessionTooLarge, Unavailable, VersionConflict
-from hotspare.events import Event
-from hotspare.session import (
-    Cipher,
-    Session,
-    check_field_names,
-    check_id,
-    check_ttl_ms,
-    data_checksum,
-    decode_record,
-    decrypt_record,
-    encode_data,
-    encode_fields,
-    maybe_compress,
-    record_expires_at_ms,
-    record_version,
-)
-from hotspare.settings import Settings
-from hotspare.table import (
+from hotspare.commands import (
     ABSENT,
     CONFLICT_ABSENT,
     EXPIRED,
@@ -51,6 +31,22 @@ from hotspare.table import (
     Touch,
     conflicting_version,
 )
+from hotspare.data import check_field_names, encode_data, encode_fields
+from hotspare.encryption import Keyring
+from hotspare.engine import Ack, Engine, Read, Source
+from hotspare.errors import ConfigError, InvalidSession, SessionTooLarge, Unavailable, VersionConflict
+from hotspare.events import Event
+from hotspare.record import (
+    Cipher,
+    data_checksum,
+    decode_record,
+    decrypt_record,
+    maybe_compress,
+    record_expires_at_ms,
+    record_version,
+)
+from hotspare.session import Session, check_id, check_ttl_ms
+from hotspare.settings import Settings
 
 Item: TypeAlias = tuple[str, Mapping[str, Any]] | tuple[str, Mapping[str, Any], int | timedelta | None]
 """What `store_sessions` takes: id, data and (unless `default_ttl_ms` is set) a TTL."""

@@ -38,6 +38,21 @@ from hotspare.cluster.wire import (
     encode_greeting,
     with_headers,
 )
+from hotspare.commands import (
+    BATCH,
+    REGISTRATION,
+    Command,
+    Delete,
+    Patch,
+    Put,
+    RawGroup,
+    Registration,
+    Rotate,
+    Touch,
+    encode_batch,
+    encode_commands,
+)
+from hotspare.data import encode_data
 from hotspare.errors import UNDECODABLE, ProtocolError, StoreError, StoreOutdated, Undecryptable
 from hotspare.protocol import messages
 from hotspare.protocol.messages import Envelope
@@ -52,33 +67,12 @@ from hotspare.raft.messages import (
     SnapshotMark,
     SnapshotReply,
 )
+from hotspare.record import data_checksum, decode_record, maybe_compress, pack_record, verify_record
 from hotspare.replica import MAX_PEERS, MAX_PROPOSALS, Now, Replica
-from hotspare.session import (
-    data_checksum,
-    decode_record,
-    encode_data,
-    maybe_compress,
-    pack_record,
-    verify_record,
-)
 from hotspare.store import journal
 from hotspare.store.journal import Identity
 from hotspare.store.plain import PlainStore
-from hotspare.table import (
-    BATCH,
-    REGISTRATION,
-    Command,
-    Delete,
-    Patch,
-    Put,
-    RawGroup,
-    Registration,
-    Rotate,
-    Table,
-    Touch,
-    encode_batch,
-    encode_commands,
-)
+from hotspare.table import Table
 from tests.fuzz.mutate import damage, mutate
 from tests.unit.test_replica import NAMES, Net
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hotspare import AsyncSessionReplicator
-from hotspare.session import decode_record, record_expires_at_ms
+from hotspare.record import decode_record, record_expires_at_ms
 from tests.processes.browsers import Browsers, Troubles
 from tests.processes.daemons import Daemon, Daemons, client, eventually
 from tests.processes.proxy import Network

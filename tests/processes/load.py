@@ -29,7 +29,7 @@ from hotspare.errors import (
     Unavailable,
     VersionConflict,
 )
-from hotspare.session import decode_record
+from hotspare.record import decode_record
 from tests.processes.daemons import Daemon, Daemons, client, eventually
 from tests.processes.ledger import Condition, Data, History, Ledger, Operation, Verb, Verdict
 

@@ -20,12 +20,12 @@ from hotspare.cluster import calls
 from hotspare.cluster.connection import Resolver, connect, connect_client
 from hotspare.cluster.security import Security
 from hotspare.cluster.wire import Hello
+from hotspare.commands import Put, RawGroup, encode_commands
 from hotspare.errors import HotspareError
 from hotspare.protocol import messages
 from hotspare.protocol.messages import Enrol, Envelope
-from hotspare.session import data_checksum
+from hotspare.record import data_checksum
 from hotspare.settings import Address
-from hotspare.table import Put, RawGroup, encode_commands
 from tests.processes.daemons import Daemons, client, eventually
 
 # Made up here and nowhere written, so that no line of source in a traceback has them.

@@ -13,9 +13,9 @@ import pytest
 
 from hotspare.cluster import calls
 from hotspare.cluster.wire import MAX_FRAME_BYTES, PREAMBLE, Hello, encode_greeting, with_headers
+from hotspare.commands import RawGroup
 from hotspare.errors import Unavailable
 from hotspare.settings import Address
-from hotspare.table import RawGroup
 from tests.processes.daemons import Daemon, Daemons, client, eventually, free_addresses
 from tests.processes.load import Load
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import NamedTuple, TypeAlias
 
+from hotspare.commands import EXPIRED, FORGOTTEN, Results
 from hotspare.protocol.messages import Envelope
 from hotspare.raft.messages import (
     NOBODY,
@@ -25,7 +26,6 @@ from hotspare.raft.messages import (
 )
 from hotspare.raft.node import Node
 from hotspare.replica import Replica
-from hotspare.table import EXPIRED, FORGOTTEN, Results
 from tests.simulation.history import FOREVER, Operation, Verdict
 
 ClusterId: TypeAlias = str

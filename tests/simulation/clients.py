@@ -11,17 +11,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from hotspare.protocol.clock import ClusterClock
-from hotspare.protocol.origin import Lost, Origin, Parcel
-from hotspare.session import (
-    data_checksum,
-    decode_record,
-    encode_data,
-    encode_fields,
-    record_expires_at_ms,
-    record_version,
-)
-from hotspare.table import (
+from hotspare.commands import (
     ABSENT,
     CONFLICT_ABSENT,
     EXPIRED,
@@ -39,6 +29,10 @@ from hotspare.table import (
     Touch,
     conflicting_version,
 )
+from hotspare.data import encode_data, encode_fields
+from hotspare.protocol.clock import ClusterClock
+from hotspare.protocol.origin import Lost, Origin, Parcel
+from hotspare.record import data_checksum, decode_record, record_expires_at_ms, record_version
 from tests.simulation.checkers import Violation
 from tests.simulation.history import Condition, Fields, Operation, Verb, Verdict
 from tests.simulation.nodes import SimulatedNode

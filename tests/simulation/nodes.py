@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol
 
+from hotspare.commands import RawGroup, Registered, Results, UnknownOrigin
 from hotspare.protocol import messages
 from hotspare.protocol.commit import perform
 from hotspare.raft.messages import NOBODY
 from hotspare.raft.node import Node
+from hotspare.record import record_expires_at_ms
 from hotspare.replica import (
     LeaderChanged,
     Now,
@@ -34,11 +36,9 @@ from hotspare.replica import (
     ShownEverywhere,
     Work,
 )
-from hotspare.session import record_expires_at_ms
 from hotspare.store import journal
 from hotspare.store.journal import Identity
 from hotspare.store.plain import PlainStore, PlainTransaction
-from hotspare.table import RawGroup, Registered, Results, UnknownOrigin
 from tests.simulation.clocks import NodeClock
 from tests.simulation.scheduler import Timer
 

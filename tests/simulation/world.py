@@ -23,13 +23,13 @@ import hotspare.raft.node
 import hotspare.raft.progress
 import hotspare.replica
 import hotspare.table
+from hotspare.commands import EXPIRED, FORGOTTEN, FULL, TAKEN, Registered, Results
 from hotspare.protocol.commit import Work
 from hotspare.protocol.messages import Envelope
 from hotspare.raft.messages import Configuration, VoteReply, VoteRequest
 from hotspare.raft.node import Timing
-from hotspare.session import record_expires_at_ms
+from hotspare.record import record_expires_at_ms
 from hotspare.store import Row
-from hotspare.table import EXPIRED, FORGOTTEN, FULL, TAKEN, Registered, Results
 from tests.simulation import linearizability
 from tests.simulation.checkers import Ledger, RaftInvariants, ReadInvariants, Violation
 from tests.simulation.clients import Client, LocalClient, RemoteClient, Workload, judge

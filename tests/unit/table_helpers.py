@@ -5,6 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hotspare.commands import (
+    BATCH,
+    REGISTRATION,
+    UNCONDITIONAL,
+    Command,
+    Delete,
+    Outcome,
+    Patch,
+    Put,
+    RawGroup,
+    Registration,
+    Results,
+    Rotate,
+    Touch,
+    encode_batch,
+    encode_commands,
+)
+from hotspare.data import encode_data, encode_fields
 from hotspare.events import (
     Event,
     SessionChanged,
@@ -13,22 +31,9 @@ from hotspare.events import (
     SessionExpired,
     SessionRotated,
 )
-from hotspare.session import data_checksum, encode_data
+from hotspare.record import ENCRYPTED, data_checksum
 from hotspare.store import Row, Store, Transaction
-from hotspare.table import (
-    BATCH,
-    REGISTRATION,
-    UNCONDITIONAL,
-    Command,
-    Outcome,
-    Put,
-    RawGroup,
-    Registration,
-    Results,
-    Table,
-    encode_batch,
-    encode_commands,
-)
+from hotspare.table import Table
 
 START_MS = 1_700_000_000_000
 NEVER_MS = 1 << 50
@@ -46,6 +51,34 @@ def put(
 ) -> Put:
     encoded = data if isinstance(data, bytes) else encode_data(data, 1 << 20)
     return Put(id, encoded, flags, data_checksum(id, encoded), ttl_ms, deadline_ms, condition)
+
+
+def delete(id: bytes, condition: int = UNCONDITIONAL, deadline_ms: int = NEVER_MS) -> Delete:
+    return Delete(id, deadline_ms, condition)
+
+
+def touch(id: bytes, ttl_ms: int = 60_000, deadline_ms: int = NEVER_MS) -> Touch:
+    return Touch(id, ttl_ms, deadline_ms)
+
+
+def rotate(id: bytes, new_id: bytes, deadline_ms: int = NEVER_MS) -> Rotate:
+    return Rotate(id, new_id, deadline_ms)
+
+
+def rotate_anew(id: bytes, new_id: bytes, condition: int, data: bytes = b"for new") -> Rotate:
+    return Rotate(id, new_id, NEVER_MS, condition, data, ENCRYPTED, data_checksum(new_id, data))
+
+
+def patch(
+    id: bytes,
+    changes: dict[str, Any],
+    remove: list[str] | None = None,
+    *,
+    condition: int = UNCONDITIONAL,
+    deadline_ms: int = NEVER_MS,
+    limit_bytes: int = 1 << 16,
+) -> Patch:
+    return Patch(id, encode_fields(changes, 1 << 20), remove or [], deadline_ms, condition, limit_bytes)
 
 
 def group(origin: int, first: int, *commands: Command, seen: int = 0) -> RawGroup:

@@ -19,7 +19,7 @@ from hotspare.cluster.attached import AttachedCopy, AttachedEngine, Place
 from hotspare.cluster.lease import NOTHING_KNOWN, LeasePage, LeaseView, Limits
 from hotspare.cluster.node import ClusterNode
 from hotspare.errors import ConfigError, NotReady, Refused, StaleRead, Unavailable
-from hotspare.session import data_checksum, pack_record
+from hotspare.record import data_checksum, pack_record
 from hotspare.store import journal
 from hotspare.store.lmdb import LmdbStore, current_boot_id
 from hotspare.store.reader import LmdbReader, open_reader

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hotspare.cli.load import Plan, Report, percentile, run, session_data
+from hotspare.data import encode_data
 from hotspare.errors import Unavailable
-from hotspare.session import encode_data
 
 
 class Recorder:

@@ -19,7 +19,7 @@ from hotspare import AsyncSessionReplicator, SessionReplicator, Settings
 from hotspare.cluster.remote import RemoteEngine
 from hotspare.encryption import DERIVED_KEYS, OVERHEAD_BYTES, Keyring
 from hotspare.errors import ConfigError, Undecryptable, VersionConflict
-from hotspare.session import (
+from hotspare.record import (
     COMPRESSED,
     ENCRYPTED,
     data_checksum,

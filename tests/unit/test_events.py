@@ -17,6 +17,16 @@ from hotspare import AsyncSessionReplicator, SessionReplicator, Settings
 from hotspare.cluster import service
 from hotspare.cluster.feeds import MAX_TAKEN, Feed, Feeds
 from hotspare.cluster.remote import RemoteEngine
+from hotspare.commands import (
+    CONFLICT_ABSENT,
+    IF_PRESENT,
+    INVALID,
+    KEEP_EXPIRY_MS,
+    Delete,
+    Patch,
+    Rotate,
+    Touch,
+)
 from hotspare.errors import NotReady, ProtocolError, Refused, Unavailable
 from hotspare.events import (
     Event,
@@ -32,16 +42,6 @@ from hotspare.events import (
 )
 from hotspare.replicator import EventStream
 from hotspare.store.plain import PlainStore
-from hotspare.table import (
-    CONFLICT_ABSENT,
-    IF_PRESENT,
-    INVALID,
-    KEEP_EXPIRY_MS,
-    Delete,
-    Patch,
-    Rotate,
-    Touch,
-)
 from tests.unit.clusters import Cluster, eventually, free_addresses, node_of, running
 from tests.unit.table_helpers import NEVER_MS, START_MS, Driver, put
 

@@ -17,7 +17,7 @@ import hotspare
 
 ROOT = Path(hotspare.__file__).parent
 
-DECIDING = "errors events session store raft table protocol"
+DECIDING = "errors events session data record store raft commands table protocol"
 EVERYTHING_BELOW = (
     f"{DECIDING} settings encryption store.plain store.lmdb store.reader store.journal replica engine "
     "cluster redis"
@@ -31,19 +31,22 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "settings": "errors",
         "events": "errors",
         "session": "errors",
-        "encryption": "errors settings session",
+        "data": "errors",
+        "record": "errors data",
+        "encryption": "errors settings record",
         "store": "errors",
         "raft": "errors",
-        "table": "errors events session store",
+        "commands": "errors data record",
+        "table": "errors events session data record store commands",
         "store.plain": "errors store",
         "store.lmdb": "errors store",
         "store.reader": "errors store store.lmdb",
         "store.journal": "errors store raft",
-        "protocol": "errors events session store store.journal raft table",
+        "protocol": "errors events session data record store store.journal raft commands table",
         "replica": f"{DECIDING} store.journal",
-        "engine": "errors events table",
+        "engine": "errors events commands",
         "cluster": f"{DECIDING} settings store.plain store.lmdb store.reader store.journal replica engine",
-        "redis": "errors events settings session table engine",
+        "redis": "errors events settings session data record commands engine",
         "replicator": EVERYTHING_BELOW,
         "blocking": f"{EVERYTHING_BELOW} replicator",
         "metrics": f"{EVERYTHING_BELOW} replicator blocking",
@@ -56,9 +59,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 # The package itself, which gathers the public names, may import everything; few may import it.
 GATHERING = "root"
 
-PURE = frozenset("errors events session store raft table protocol store.journal replica".split())
+PURE = frozenset(f"{DECIDING} store.journal replica".split())
 PURE_MAY_INSTALL = {"msgspec"}
-COMPRESSORS = {"session": {"zstandard"}}
+COMPRESSORS = {"record": {"zstandard"}}
 IMPURE = frozenset(
     "_thread asyncio builtins concurrent ctypes fcntl glob importlib io logging mmap multiprocessing os "
     "pathlib queue random sched secrets select selectors shutil signal socket socketserver sqlite3 ssl "
@@ -277,7 +280,7 @@ def test_what_is_allowed_is_let_through():
         ),
         ("raft.", "from .node import Node\nfrom ..errors import Refused"),
         ("table", "import msgspec\nfrom hotspare.store import Transaction\nfrom datetime import datetime"),
-        ("session", "import zstandard\nfrom uuid import UUID"),
+        ("record", "import zstandard\nfrom uuid import UUID"),
         ("protocol.clock", "def f(clock, now):\n    return clock.now(), now"),
         ("replica", "from hotspare.store import Store, journal"),
         ("cluster.node", "import asyncio, socket\nfrom hotspare.store.lmdb import LmdbStore"),

@@ -15,12 +15,12 @@ from hotspare.cluster.connection import Resolver, connect, connect_client
 from hotspare.cluster.node import ClusterNode
 from hotspare.cluster.security import NO_SECURITY
 from hotspare.cluster.wire import Hello
+from hotspare.commands import Delete, RawGroup, encode_commands
 from hotspare.errors import HotspareError, StoreError, StoreFull
 from hotspare.protocol import messages
 from hotspare.protocol.messages import Enrol, Envelope
 from hotspare.protocol.origin import Origin
 from hotspare.store.plain import PlainStore, PlainTransaction
-from hotspare.table import Delete, RawGroup, encode_commands
 from tests.unit.clusters import FAST, eventually, free_addresses, node_of, running
 
 MINUTE_MS = 60_000

@@ -7,6 +7,7 @@ from itertools import count
 import msgspec
 import pytest
 
+from hotspare.commands import Delete, RawGroup
 from hotspare.protocol.origin import (
     MAX_GROUP_BYTES,
     MAX_GROUPS_IN_FLIGHT,
@@ -16,7 +17,7 @@ from hotspare.protocol.origin import (
     Origin,
     Parcel,
 )
-from hotspare.table import ORIGIN_TTL_MS, Delete, RawGroup
+from hotspare.table import ORIGIN_TTL_MS
 
 SECOND_MS = 1000
 BATCH_SIZE = 4

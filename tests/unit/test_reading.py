@@ -9,8 +9,8 @@ import pytest
 from hotspare.cluster.reading import LocalReads
 from hotspare.errors import HotspareError, NotReady, StaleRead
 from hotspare.protocol.clock import ClusterClock
+from hotspare.record import pack_record
 from hotspare.replica import Now
-from hotspare.session import pack_record
 from hotspare.store.plain import PlainStore
 
 T_MS = 50_000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from hotspare.commands import Delete, RawGroup, encode_commands
 from hotspare.protocol.relay import Relay
-from hotspare.table import Delete, RawGroup, encode_commands
 
 RETRY_MS = 400
 

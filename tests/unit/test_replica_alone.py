@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import count
 
+from hotspare.commands import RawGroup, encode_commands
 from hotspare.protocol.messages import Envelope, Founding, Introduction
 from hotspare.protocol.snapshot import pack_rows
 from hotspare.raft.messages import (
@@ -16,11 +17,11 @@ from hotspare.raft.messages import (
     SnapshotChunk,
     SnapshotMark,
 )
+from hotspare.record import pack_record
 from hotspare.replica import GIVE_UP_ELECTIONS, Now, Reborn, Replica, ReplicaConfig
-from hotspare.session import pack_record
 from hotspare.store import Row, Store, journal
 from hotspare.store.plain import PlainStore
-from hotspare.table import RawGroup, Table, encode_commands
+from hotspare.table import Table
 
 CLUSTER = "c" * 32
 

@@ -16,7 +16,7 @@ from hotspare import AsyncSessionReplicator, Session, Settings
 from hotspare.cluster import clocks
 from hotspare.cluster.remote import RemoteEngine
 from hotspare.errors import ConfigError, InvalidSession, SessionTooLarge, VersionConflict
-from hotspare.session import record_flags
+from hotspare.record import record_flags
 from tests.unit.clusters import eventually, running
 
 MINUTE_MS = 60_000

@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-import msgspec
 import pytest
 
 from hotspare.cluster import calls, service
 from hotspare.cluster.connection import Dialled, connect_client
-from hotspare.table import Delete, Patch, Put, RawGroup, Touch, encode_commands
+from hotspare.commands import Delete, Patch, Put, RawGroup, Touch, encode_commands
 from tests.unit.clusters import Cluster, eventually, node_of, running
 
 FAR_MS = 1 << 50
@@ -109,7 +108,7 @@ async def test_a_home_whose_copy_is_behind_learns_of_a_registration_first(
 
         monkeypatch.setattr(node, "confirm", confirming)
         monkeypatch.setattr(replica, "has_origin", lambda origin: False)
-        monkeypatch.setattr(replica, "table", msgspec.structs.replace(replica.table, applied_index=0))
+        monkeypatch.setattr(replica, "table", replica.table._replace(applied_index=0))
         after.say(calls.Submit([touches(origin, 1)], b"a nonce"))
         await eventually(seen.is_set)
         assert (await after.hears(calls.Answers)).first == 1

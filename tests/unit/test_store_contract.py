@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hotspare.session import pack_record, record_expires_at_ms
+from hotspare.record import pack_record, record_expires_at_ms
 from hotspare.store import EXPIRY_BYTES, MAX_KEY_BYTES, Row, SnapshotReader, Store, Transaction
 from hotspare.store.lmdb import LmdbStore
 from hotspare.store.plain import PlainStore

@@ -17,7 +17,7 @@ import lmdb
 import pytest
 
 from hotspare.errors import ForkedProcess, StoreCorrupt, StoreError, StoreForeign, StoreFull, StoreInUse
-from hotspare.session import pack_record
+from hotspare.record import pack_record
 from hotspare.store import lmdb as lmdb_store
 from hotspare.store.lmdb import FORMAT, LmdbStore, current_boot_id, default_directory
 

@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 
 from hotspare.errors import StoreError, StoreInUse
-from hotspare.session import pack_record
+from hotspare.record import pack_record
 from hotspare.store.lmdb import LmdbStore, is_durable, share
 from hotspare.store.reader import LmdbReader, open_reader
 
 NODE = """
 import sys
-from hotspare.session import pack_record
+from hotspare.record import pack_record
 from hotspare.store.lmdb import LmdbStore
 store = LmdbStore.open(sys.argv[1], durable=False, map_size_bytes=int(sys.argv[2]), boot_id="this boot")
 print("ready", flush=True)

@@ -8,24 +8,7 @@ import msgspec
 import pytest
 
 from hotspare import table as table_module
-from hotspare.errors import ProtocolError, StoreCorrupt
-from hotspare.session import (
-    COMPRESSED,
-    ENCRYPTED,
-    MAX_TTL_MS,
-    data_checksum,
-    decode_record,
-    encode_fields,
-    record_data,
-    record_expires_at_ms,
-    record_flags,
-    record_version,
-    verify_record,
-)
-from hotspare.store import Store
-from hotspare.store.lmdb import LmdbStore
-from hotspare.store.plain import PlainStore
-from hotspare.table import (
+from hotspare.commands import (
     ABSENT,
     BATCH,
     CONFLICT_ABSENT,
@@ -36,36 +19,48 @@ from hotspare.table import (
     IF_PRESENT,
     INVALID,
     KEEP_EXPIRY_MS,
-    MAX_COMMANDS_PER_BATCH,
-    ORIGIN_TTL_MS,
-    PRUNE_PER_BATCH,
     REGISTRATION,
-    SESSION_OVERHEAD_BYTES,
     TAKEN,
     TOO_LARGE,
     UNCONDITIONAL,
     UNMERGEABLE,
     Command,
-    Delete,
     Gap,
-    Patch,
-    RawGroup,
     Registered,
     Registration,
     Results,
-    Rotate,
-    Table,
-    Touch,
     UnknownOrigin,
-    check_group,
     conflicting_version,
-    decode_batch,
     encode_batch,
-    encode_commands,
-    recount,
-    stamp_of,
 )
-from tests.unit.table_helpers import NEVER_MS, START_MS, Copy, Driver, group, put
+from hotspare.errors import ProtocolError, StoreCorrupt
+from hotspare.record import (
+    COMPRESSED,
+    ENCRYPTED,
+    decode_record,
+    record_data,
+    record_expires_at_ms,
+    record_flags,
+    record_version,
+    verify_record,
+)
+from hotspare.session import MAX_TTL_MS
+from hotspare.store import Store
+from hotspare.store.lmdb import LmdbStore
+from hotspare.store.plain import PlainStore
+from hotspare.table import ORIGIN_TTL_MS, PRUNE_PER_BATCH, SESSION_OVERHEAD_BYTES, Table, recount
+from tests.unit.table_helpers import (
+    START_MS,
+    Copy,
+    Driver,
+    delete,
+    group,
+    patch,
+    put,
+    rotate,
+    rotate_anew,
+    touch,
+)
 
 NOOP, CONFIGURATION = 0, 1
 
@@ -84,34 +79,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 @pytest.fixture
 def driver(store: Store) -> Driver:
     return Driver(store)
-
-
-def delete(id: bytes, condition: int = UNCONDITIONAL, deadline_ms: int = NEVER_MS) -> Delete:
-    return Delete(id, deadline_ms, condition)
-
-
-def touch(id: bytes, ttl_ms: int = 60_000, deadline_ms: int = NEVER_MS) -> Touch:
-    return Touch(id, ttl_ms, deadline_ms)
-
-
-def rotate(id: bytes, new_id: bytes, deadline_ms: int = NEVER_MS) -> Rotate:
-    return Rotate(id, new_id, deadline_ms)
-
-
-def rotate_anew(id: bytes, new_id: bytes, condition: int, data: bytes = b"for new") -> Rotate:
-    return Rotate(id, new_id, NEVER_MS, condition, data, ENCRYPTED, data_checksum(new_id, data))
-
-
-def patch(
-    id: bytes,
-    changes: dict[str, Any],
-    remove: list[str] | None = None,
-    *,
-    condition: int = UNCONDITIONAL,
-    deadline_ms: int = NEVER_MS,
-    limit_bytes: int = 1 << 16,
-) -> Patch:
-    return Patch(id, encode_fields(changes, 1 << 20), remove or [], deadline_ms, condition, limit_bytes)
 
 
 def record(driver: Driver, id: bytes) -> bytes:
@@ -490,78 +457,7 @@ class TestInvalidCommands:
         assert (driver.run_one(put(b"x", deadline_ms=deadline_ms)) > 0) == (deadline_ms > 0)
 
 
-def raw_group(commands: Any, count: int = 1) -> RawGroup:
-    return RawGroup(1, 1, count, 0, msgspec.Raw(msgspec.msgpack.encode(commands)))
-
-
-PUT_FIELDS = list(msgspec.to_builtins(put(b"x"), builtin_types=(bytes,)))
-
-
-class TestAdmission:
-    @pytest.mark.parametrize(
-        "garbage",
-        [
-            pytest.param(RawGroup(1, 1, 1, 0, msgspec.Raw(b"")), id="nothing"),
-            pytest.param(RawGroup(1, 1, 1, 0, msgspec.Raw(b"\xc1\xff")), id="no msgpack"),
-            pytest.param(raw_group({}), id="no list"),
-            pytest.param(raw_group([[99, b"x"]]), id="unknown command"),
-            pytest.param(raw_group([PUT_FIELDS[:3]]), id="fields missing"),
-            pytest.param(raw_group([[*PUT_FIELDS, "more"]]), id="a field too many"),
-            pytest.param(raw_group([[0, "x", *PUT_FIELDS[2:]]]), id="an id that is no bytes"),
-            pytest.param(raw_group([[*PUT_FIELDS[:3], 16, *PUT_FIELDS[4:]]]), id="flags of five bits"),
-            pytest.param(raw_group([[*PUT_FIELDS[:4], -1, *PUT_FIELDS[5:]]]), id="a negative checksum"),
-            pytest.param(raw_group([PUT_FIELDS], count=2), id="count too high"),
-            pytest.param(raw_group([PUT_FIELDS], count=0), id="count too low"),
-            pytest.param(raw_group([[*PUT_FIELDS[:2], b"\x81", *PUT_FIELDS[3:]]]), id="damaged data"),
-            pytest.param(raw_group([[4, b"x", b"y", 0, 1, b"data", 2, 1]]), id="damaged data of a rotation"),
-            pytest.param(RawGroup(1, 1, 1, 0, msgspec.Raw(b"\x91" * 100_000)), id="deeply nested"),
-        ],
-    )
-    def test_garbage_does_not_enter_the_log(self, garbage: RawGroup) -> None:
-        with pytest.raises(ProtocolError):
-            check_group(garbage)
-
-    def test_what_origins_send_passes(self) -> None:
-        commands: list[Command] = [
-            put(b"x"),
-            delete(b"x"),
-            touch(b"x"),
-            patch(b"x", {"a": 1}, ["b"]),
-            rotate(b"x", b"y"),
-            rotate_anew(b"x", b"y", 1),
-        ]
-        check_group(group(1, 1, *commands))
-
-    @pytest.mark.parametrize(
-        ("origin", "first", "count", "seen"), [(-1, 1, 0, 0), (1, 0, 0, 0), (1, 1, 0, -1)]
-    )
-    def test_a_group_with_impossible_numbers_does_not_decode(
-        self, origin: int, first: int, count: int, seen: int
-    ) -> None:
-        encoded = msgspec.msgpack.encode([origin, first, count, seen, []])
-        with pytest.raises(msgspec.ValidationError):
-            msgspec.msgpack.decode(encoded, type=RawGroup)
-
-    def test_a_group_from_a_newer_version_does_not_decode(self) -> None:
-        encoded = msgspec.msgpack.encode([1, 1, 0, 0, [], "a field that we do not know"])
-        with pytest.raises(msgspec.ValidationError):
-            msgspec.msgpack.decode(encoded, type=RawGroup)
-
-    def test_the_bytes_of_the_origin_enter_the_log_unchanged(self) -> None:
-        commands: list[Command] = [put(b"x", {"a": 1}), patch(b"x", {"b": 2})]
-        raw = msgspec.msgpack.decode(msgspec.msgpack.encode(group(5, 7, *commands, seen=3)), type=RawGroup)
-        payload = encode_batch(START_MS, False, [raw])
-        assert bytes(encode_commands(commands)) in payload
-        (decoded,) = decode_batch(payload).groups
-        assert (decoded.origin, decoded.first, decoded.count, decoded.seen) == (5, 7, 2, 3)
-        assert decoded.commands == commands
-
-    def test_a_batch_has_no_more_commands_than_versions(self) -> None:
-        half = RawGroup(1, 1, MAX_COMMANDS_PER_BATCH // 2, 0, msgspec.Raw(b"\x90"))
-        encode_batch(START_MS, False, [half, half])
-        with pytest.raises(ValueError, match="65537"):
-            encode_batch(START_MS, False, [half, half, raw_group([PUT_FIELDS])])
-
+class TestEntries:
     @pytest.mark.parametrize("kind", [REGISTRATION, BATCH])
     @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x93\xff\xc2\x90", b"\x92\xc4\x00\xff"])
     def test_an_entry_that_does_not_decode_is_an_error(
@@ -599,11 +495,6 @@ class TestStamps:
         assert (driver.table.applied_index, driver.table.applied_term) == (99, 7)
         assert driver.table.stamp_ms == START_MS
         assert (kept(driver), driver.table.totals) == (before, totals)
-
-    def test_they_can_be_read_from_an_entry(self) -> None:
-        assert stamp_of(BATCH, encode_batch(START_MS, True, [])) == START_MS
-        assert stamp_of(REGISTRATION, Registration(b"n", START_MS + 1).encode()) == START_MS + 1
-        assert stamp_of(CONFIGURATION, b"") is None
 
 
 class TestPruning:

@@ -13,22 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hotspare import table as table_module
-from hotspare.session import (
-    COMPRESSED,
-    data_checksum,
-    decode_record,
-    encode_data,
-    encode_fields,
-    record_data,
-    record_expires_at_ms,
-    record_flags,
-    record_version,
-    verify_record,
-)
-from hotspare.store import Store
-from hotspare.store.lmdb import LmdbStore
-from hotspare.store.plain import PlainStore
-from hotspare.table import (
+from hotspare.commands import (
     ABSENT,
     BATCH,
     CONFLICT_ABSENT,
@@ -57,8 +42,22 @@ from hotspare.table import (
     Touch,
     UnknownOrigin,
     encode_batch,
-    recount,
 )
+from hotspare.data import encode_data, encode_fields
+from hotspare.record import (
+    COMPRESSED,
+    data_checksum,
+    decode_record,
+    record_data,
+    record_expires_at_ms,
+    record_flags,
+    record_version,
+    verify_record,
+)
+from hotspare.store import Store
+from hotspare.store.lmdb import LmdbStore
+from hotspare.store.plain import PlainStore
+from hotspare.table import recount
 from tests.unit.table_helpers import NEVER_MS, START_MS, Copy, Mirror, group, put
 
 NOOP = 0

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from hotspare.commands import Delete, Put, RawGroup, encode_commands
 from hotspare.errors import ProtocolError
 from hotspare.protocol import messages
 from hotspare.protocol.messages import (
@@ -37,7 +38,6 @@ from hotspare.raft.messages import (
     VoteRequest,
 )
 from hotspare.replica import MAX_PEERS, Replica
-from hotspare.table import Delete, Put, RawGroup, encode_commands
 from tests.unit.test_replica import NAMES, Net
 
 LEADER, FOLLOWER = "n2", "n1"

@@ -9,7 +9,7 @@ import pytest
 from hotspare.cluster import verification
 from hotspare.cluster.verification import inspect_store, verify_store
 from hotspare.errors import StoreCorrupt, StoreError
-from hotspare.session import data_checksum, pack_record, verify_record
+from hotspare.record import data_checksum, pack_record, verify_record
 from hotspare.store import journal
 from hotspare.store.journal import Identity
 from hotspare.store.lmdb import LmdbStore

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from hotspare.cluster.writer import Writer, size_of
+from hotspare.commands import Command, Delete, Put, RawGroup
 from hotspare.errors import OutcomeUnknown, Unavailable
 from hotspare.protocol import origin as origin_module
-from hotspare.table import Command, Delete, Put, RawGroup
 
 GRACE_MS = 50
 TIMEOUT_MS = 5000

@@ -20,7 +20,7 @@ from hotspare.cluster.node import ClusterNode
 from hotspare.cluster.transport import MAX_CLIENTS, MAX_HANDSHAKES, MAX_PEERS
 from hotspare.cluster.verification import inspect_store, verify_store
 from hotspare.errors import ConfigError, StoreError, StoreForeign
-from hotspare.session import verify_record
+from hotspare.record import verify_record
 from hotspare.settings import Settings
 from hotspare.store.lmdb import LmdbStore, current_boot_id, default_directory, share
 

@@ -37,6 +37,7 @@ from hotspare.cluster.lease import LeaseView
 from hotspare.cluster.reading import TIME_UNKNOWN
 from hotspare.cluster.remote import RemoteEngine, RemoteFeed
 from hotspare.cluster.security import Security
+from hotspare.commands import Command
 from hotspare.engine import Read
 from hotspare.errors import (
     ConfigError,
@@ -50,12 +51,12 @@ from hotspare.errors import (
     Unavailable,
 )
 from hotspare.events import Event
-from hotspare.session import unpack_expiry, verify_record
+from hotspare.record import unpack_expiry, verify_record
 from hotspare.settings import Settings
 from hotspare.store import journal
 from hotspare.store.lmdb import current_boot_id, is_durable
 from hotspare.store.reader import LmdbReader, open_reader
-from hotspare.table import COUNTERS_KEY, Command, applied_index_in
+from hotspare.table import COUNTERS_KEY, applied_index_in
 
 T = TypeVar("T")
 

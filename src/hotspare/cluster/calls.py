@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from hotspare.table import RawGroup
+from hotspare.commands import RawGroup
 
 
 class EnrolClient(msgspec.Struct, array_like=True, frozen=True, tag="enrol"):

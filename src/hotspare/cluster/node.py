@@ -29,6 +29,7 @@ from hotspare.cluster.storage import AtOnce, OnThread, Storage
 from hotspare.cluster.transport import Accepted, Transport
 from hotspare.cluster.wire import Hello, Rejected, RejectionCode, Welcome
 from hotspare.cluster.writer import Writer, size_of
+from hotspare.commands import Command, RawGroup, Registered, Results, UnknownOrigin
 from hotspare.engine import Read
 from hotspare.errors import (
     UNDECODABLE,
@@ -65,7 +66,6 @@ from hotspare.replica import (
 )
 from hotspare.settings import Address, Settings
 from hotspare.store import Store
-from hotspare.table import Command, RawGroup, Registered, Results, UnknownOrigin
 
 logger = logging.getLogger("hotspare.cluster")
 
@@ -300,7 +300,7 @@ class ClusterNode:
     def count(self) -> int:
         """Live sessions in this copy, however old it is."""
         replica = self.replica
-        return replica.table.count - self.store.due_count(replica.clock.read_ms(clocks.boot_ms()))
+        return replica.table.totals.sessions - self.store.due_count(replica.clock.read_ms(clocks.boot_ms()))
 
     def _check_fresh(self) -> None:
         self._reads.check_fresh(clocks.boot_ms())

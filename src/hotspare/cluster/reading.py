@@ -20,8 +20,8 @@ from hotspare.cluster.clocks import BOOT_CLOCK
 from hotspare.cluster.lease import NEVER_MS, NOTHING_KNOWN, LeasePage, Limits
 from hotspare.errors import HotspareError, NotReady
 from hotspare.protocol.clock import UNKNOWN_OFFSET_MS, ClusterClock
+from hotspare.record import unpack_expiry
 from hotspare.replica import Now
-from hotspare.session import unpack_expiry
 from hotspare.store import Store
 
 TIME_UNKNOWN: Final = "nobody has told it the time since it started, and the session may have expired since"

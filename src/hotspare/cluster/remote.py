@@ -17,6 +17,7 @@ from hotspare.cluster import calls, clocks
 from hotspare.cluster.connection import Dialled, connect_client
 from hotspare.cluster.security import NO_SECURITY, Security
 from hotspare.cluster.writer import Writer, size_of
+from hotspare.commands import Command, RawGroup
 from hotspare.engine import Read
 from hotspare.errors import (
     ConfigError,
@@ -30,7 +31,6 @@ from hotspare.errors import (
 from hotspare.events import Event, Missed, from_values
 from hotspare.protocol.clock import ClusterClock
 from hotspare.settings import Address
-from hotspare.table import Command, RawGroup
 
 CONNECT_TIMEOUT_MS = 1000
 """How long one address may take before the next one is tried."""

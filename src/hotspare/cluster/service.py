@@ -13,10 +13,10 @@ import msgspec
 
 from hotspare.cluster import calls, clocks
 from hotspare.cluster.feeds import Feed
+from hotspare.commands import RawGroup, check_group
 from hotspare.errors import HotspareError, NotReady, ProtocolError, Refused, Unavailable
 from hotspare.events import Event
 from hotspare.protocol.validation import MAX_NONCE_BYTES
-from hotspare.table import RawGroup, check_group
 
 if TYPE_CHECKING:
     from hotspare.cluster.node import ClusterNode

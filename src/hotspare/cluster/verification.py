@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, cast
 from zlib import crc32
 
 from hotspare.errors import HotspareError, StoreCorrupt, StoreError, StoreForeign
-from hotspare.session import HEADER_BYTES, verify_record
+from hotspare.record import HEADER_BYTES, verify_record
 from hotspare.store import Transaction, journal
 from hotspare.store.lmdb import LmdbView, view
 from hotspare.table import Table, Totals

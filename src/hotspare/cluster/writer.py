@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from secrets import token_bytes
 from typing import Any
 
+from hotspare.commands import Command, Put, Rotate
 from hotspare.errors import OutcomeUnknown, Unavailable
 from hotspare.protocol.origin import Lost, Origin, Parcel
-from hotspare.table import Command, Put, Rotate
 
 NONCE_BYTES = 16
 COMMAND_OVERHEAD_BYTES = 48

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hotspare.commands import Outcome
 from hotspare.events import Event
 from hotspare.raft.messages import HardState, ServerId, SnapshotChunk, SnapshotMark
 from hotspare.raft.node import Ready
 from hotspare.store import Row, SnapshotReader, Store, Transaction, journal
 from hotspare.store.journal import Identity
-from hotspare.table import Outcome, Table, TableState
+from hotspare.table import Table, TableState
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
+from hotspare.commands import RawGroup
 from hotspare.protocol.failovers import Failover
 from hotspare.raft.messages import (
     NOBODY,
@@ -23,7 +24,6 @@ from hotspare.raft.messages import (
     VoteReply,
     VoteRequest,
 )
-from hotspare.table import RawGroup
 
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 """UNIX time, for the next quarter of a million years: a TTL more still fits into a record."""

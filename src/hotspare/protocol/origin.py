@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from hotspare.table import ORIGIN_TTL_MS, Command, RawGroup, encode_commands
+from hotspare.commands import Command, RawGroup, encode_commands
+from hotspare.table import ORIGIN_TTL_MS
 
 MAX_GROUPS_IN_FLIGHT = 16
 """Enough to keep every copy busy while answers travel; more would only lengthen the queue."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hotspare.table import RawGroup
+from hotspare.commands import RawGroup
 
 LONG_AGO_MS = -(1 << 62)
 

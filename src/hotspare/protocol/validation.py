@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any, Final
 
+from hotspare.commands import decode_registration
 from hotspare.errors import UNDECODABLE, ProtocolError, fault_of
 from hotspare.protocol.failovers import Failover
 from hotspare.protocol.messages import (
@@ -35,7 +36,6 @@ from hotspare.raft.messages import (
     SnapshotReply,
 )
 from hotspare.raft.node import Node
-from hotspare.table import decode_registration
 
 MAX_TEXT_LENGTH = 4096
 """Of names, addresses and sentences, which may list all members."""

@@ -17,8 +17,8 @@ from hotspare.cli.demo.monitor import Monitor, View
 from hotspare.cli.demo.stage import Pulse, Stage, strip
 from hotspare.cli.demo.writers import Writers, store_many
 from hotspare.cli.output import thousands
+from hotspare.record import decode_record, verify_record
 from hotspare.replicator import AsyncSessionReplicator
-from hotspare.session import decode_record, verify_record
 from hotspare.settings import Settings
 
 __all__ = ["DemoFailed", "Findings", "tell"]
