@@ -31,7 +31,8 @@ from hotspare.replicator import (
     Item,
     session_of,
 )
-from hotspare.session import Session, check_id
+from hotspare.rules import check_id
+from hotspare.session import Session
 from hotspare.settings import Settings
 
 if TYPE_CHECKING:

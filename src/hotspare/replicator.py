@@ -26,12 +26,12 @@ from hotspare.commands import (
     Command,
     Delete,
     Patch,
-    Put,
     Rotate,
     Touch,
     conflicting_version,
 )
-from hotspare.data import check_field_names, encode_data, encode_fields
+from hotspare.data import check_field_names, encode_fields
+from hotspare.encoder import UNSET_DEADLINE, Encoder
 from hotspare.encryption import Keyring
 from hotspare.engine import Ack, Engine, Read, Source
 from hotspare.errors import ConfigError, InvalidSession, SessionTooLarge, Unavailable, VersionConflict
@@ -41,11 +41,11 @@ from hotspare.record import (
     data_checksum,
     decode_record,
     decrypt_record,
-    maybe_compress,
     record_expires_at_ms,
     record_version,
 )
-from hotspare.session import Session, check_id, check_ttl_ms
+from hotspare.rules import check_id, check_ttl_ms
+from hotspare.session import Session
 from hotspare.settings import Settings
 
 Item: TypeAlias = tuple[str, Mapping[str, Any]] | tuple[str, Mapping[str, Any], int | timedelta | None]
@@ -53,14 +53,10 @@ Item: TypeAlias = tuple[str, Mapping[str, Any]] | tuple[str, Mapping[str, Any], 
 
 MAX_SLICES_UNDER_WAY = 16
 """Of `store_sessions`: enough to keep the cluster busy, few enough to keep memory small."""
-MAX_SLICE_BYTES = 128 * 1024
-COMPRESS_ABOVE_BYTES = 1024
 MERGE_ATTEMPTS = 20
 """How often an update that is merged here is tried again because somebody else was faster."""
 MAX_WAITING_EVENTS = 10_000
 """For one consumer, unless it says otherwise: some megabytes."""
-UNSET_DEADLINE = 0
-"""The deadline is set as a command leaves, in cluster time."""
 
 
 class AsyncSessionReplicator:
@@ -84,8 +80,12 @@ class AsyncSessionReplicator:
         self.engine = engine if engine is not None else _engine_for(self.settings)
         self.keyring = Keyring.of(self.settings)
         self._timeout_ms = self.settings.replication_rpc_timeout_ms
-        self._limit_bytes = self.settings.max_session_size_bytes
-        self._compresses = self.settings.enable_compression
+        self._encoder = Encoder(
+            self.settings.max_session_size_bytes,
+            self.settings.default_ttl_ms,
+            self.settings.enable_compression,
+            self.keyring,
+        )
 
     # --- life -------------------------------------------------------------------------------------------
 
@@ -142,7 +142,7 @@ class AsyncSessionReplicator:
         """
         for_all = self.is_for_all(ack)
         condition = _condition(if_version, if_absent, if_present)
-        command = self._put(id, data, ttl_ms, condition)
+        command = self._encoder.put(id, data, ttl_ms, condition)
         return _version_of(await self._write(command, for_all), condition)
 
     async def store_sessions(self, sessions: Iterable[Item], *, ack: Ack | None = None) -> int:
@@ -184,17 +184,7 @@ class AsyncSessionReplicator:
 
     async def store_slice(self, sessions: list[Item]) -> int:
         """At most `batch_size` of what `store_sessions` takes, at once."""
-        commands: list[Command] = []
-        pending: list[list[Command]] = [commands]
-        size_bytes = 0
-        for item in sessions:
-            command = self._put_item(item)
-            size_bytes += len(command.data)
-            if size_bytes > MAX_SLICE_BYTES and commands:
-                commands, size_bytes = [], len(command.data)
-                pending.append(commands)
-            commands.append(command)
-        for part in pending:
+        for part in self._encoder.slices(sessions):
             worst = min(await self.engine.write(part, self._timeout_ms), default=1)
             if worst <= 0:
                 _version_of(worst, UNCONDITIONAL)
@@ -359,30 +349,6 @@ class AsyncSessionReplicator:
             await self.engine.barrier(max(1, int(1000 * (give_up - monotonic()))))
         return result
 
-    def _put_item(self, item: object) -> Put:
-        if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
-            raise InvalidSession("item", "store_sessions takes (id, data, ttl_ms) or (id, data)")
-        id, data, ttl_ms = item if len(item) == 3 else (*item, None)
-        return self._put(id, data, ttl_ms, UNCONDITIONAL)
-
-    def _put(self, id: str, data: Mapping[str, Any], ttl_ms: int | timedelta | None, condition: int) -> Put:
-        if ttl_ms is None:
-            ttl_ms = self.settings.default_ttl_ms
-            if ttl_ms is None:
-                raise InvalidSession(
-                    "ttl_ms", "none was given, and the setting default_ttl_ms has none either"
-                )
-        return self._encoded_put(id, data, check_ttl_ms(ttl_ms), condition)
-
-    def _encoded_put(self, id: str, data: Mapping[str, Any], ttl_ms: int, condition: int) -> Put:
-        key = check_id(id)
-        flags, encoded = 0, encode_data(data, self._limit_bytes)
-        if self._compresses:
-            flags, encoded = maybe_compress(encoded, COMPRESS_ABOVE_BYTES)
-        if self.keyring is not None:
-            flags, encoded = self.keyring.encrypt(key, flags, encoded)
-        return Put(key, encoded, flags, data_checksum(key, encoded), ttl_ms, UNSET_DEADLINE, condition)
-
     async def _merge(
         self,
         id: str,
@@ -401,7 +367,7 @@ class AsyncSessionReplicator:
             if session is None:
                 return None
             kept = {name: value for name, value in session.data.items() if name not in remove}
-            put = self._encoded_put(id, kept | dict(changes), KEEP_EXPIRY_MS, session.version)
+            put = self._encoder.encoded_put(id, kept | dict(changes), KEEP_EXPIRY_MS, session.version)
             result = await self._write(put, for_all)
             if result == CONFLICT_ABSENT and if_version is None:
                 return None

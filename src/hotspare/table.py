@@ -98,7 +98,7 @@ from hotspare.record import (
     record_version,
     with_expiry,
 )
-from hotspare.session import MAX_ID_BYTES, MAX_TTL_MS
+from hotspare.rules import MAX_ID_BYTES, MAX_TTL_MS
 from hotspare.store import ExpiryIndex, Space, Store, Transaction
 
 PRUNE_PER_BATCH: Final = 512

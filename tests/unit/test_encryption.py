@@ -359,7 +359,7 @@ async def test_a_session_that_was_moved_to_another_id_or_forged_is_refused(clust
         await cluster.settled()
         record = stored(cluster)[b"admin"]
         await attacker.store_session("forged", {"admin": True}, MINUTE_MS)
-        put = attacker._put("mine", {}, MINUTE_MS, 0)
+        put = attacker._encoder.put("mine", {}, MINUTE_MS, 0)
         put.data, put.flags = record_data(record), record_flags(record)
         put.checksum = data_checksum(b"mine", put.data)
         await attacker.engine.write([put], 5000)

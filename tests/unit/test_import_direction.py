@@ -17,10 +17,10 @@ import hotspare
 
 ROOT = Path(hotspare.__file__).parent
 
-DECIDING = "errors events session data record store raft commands table protocol"
+DECIDING = "errors events session rules data record store raft commands table protocol"
 EVERYTHING_BELOW = (
-    f"{DECIDING} settings encryption store.plain store.lmdb store.reader store.journal replica engine "
-    "cluster redis"
+    f"{DECIDING} settings encryption encoder store.plain store.lmdb store.reader store.journal replica "
+    "engine cluster redis"
 )
 
 # `store` is the port alone; its adapters are parts of their own.
@@ -30,23 +30,25 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "errors": "",
         "settings": "errors",
         "events": "errors",
-        "session": "errors",
+        "session": "",
+        "rules": "errors",
         "data": "errors",
         "record": "errors data",
         "encryption": "errors settings record",
         "store": "errors",
         "raft": "errors",
         "commands": "errors data record",
-        "table": "errors events session data record store commands",
+        "table": "errors events rules data record store commands",
         "store.plain": "errors store",
         "store.lmdb": "errors store",
         "store.reader": "errors store store.lmdb",
         "store.journal": "errors store raft",
-        "protocol": "errors events session data record store store.journal raft commands table",
+        "protocol": "errors events data record store store.journal raft commands table",
         "replica": f"{DECIDING} store.journal",
+        "encoder": "errors rules data record commands",
         "engine": "errors events commands",
         "cluster": f"{DECIDING} settings store.plain store.lmdb store.reader store.journal replica engine",
-        "redis": "errors events settings session data record commands engine",
+        "redis": "errors events settings session rules data record commands engine",
         "replicator": EVERYTHING_BELOW,
         "blocking": f"{EVERYTHING_BELOW} replicator",
         "metrics": f"{EVERYTHING_BELOW} replicator blocking",
@@ -59,7 +61,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 # The package itself, which gathers the public names, may import everything; few may import it.
 GATHERING = "root"
 
-PURE = frozenset(f"{DECIDING} store.journal replica".split())
+PURE = frozenset(f"{DECIDING} encoder store.journal replica".split())
 PURE_MAY_INSTALL = {"msgspec"}
 COMPRESSORS = {"record": {"zstandard"}}
 IMPURE = frozenset(

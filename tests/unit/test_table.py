@@ -44,7 +44,7 @@ from hotspare.record import (
     record_version,
     verify_record,
 )
-from hotspare.session import MAX_TTL_MS
+from hotspare.rules import MAX_TTL_MS
 from hotspare.store import Store
 from hotspare.store.lmdb import LmdbStore
 from hotspare.store.plain import PlainStore

@@ -95,6 +95,12 @@ class Home(Protocol):
     def unknown(self, origin: int) -> None: ...
 
 
+class _Timer(Protocol):
+    """What an event loop gives for a call to come: each loop has a class of its own."""
+
+    def cancel(self) -> None: ...
+
+
 class ClusterNode:
     """A member of a cluster, and the engine of an in-process replicator."""
 
@@ -131,7 +137,7 @@ class ClusterNode:
         self._is_pump_scheduled = False
         self._is_catching_up = False
         self._is_stopping = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: _Timer | None = None
         self._timer_ms = 0
 
     # --- life -------------------------------------------------------------------------------------------

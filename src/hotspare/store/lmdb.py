@@ -40,7 +40,6 @@ import secrets
 import stat
 import subprocess
 import tempfile
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
@@ -144,13 +143,15 @@ class LmdbStore:
 
     volatile = False
 
-    def __init__(self, path: Path, environment: lmdb.Environment, owner: int) -> None:
+    def __init__(
+        self, path: Path, environment: lmdb.Environment, owner: int, verify: Verify | None = None
+    ) -> None:
         self.path = path
         self._environment = environment
         self._begin: Callable[..., lmdb.Transaction[bytes]] = environment.begin
         self._owner: int | None = owner
         self._opened_in_pid = os.getpid()
-        self._verify: Verify | None = None
+        self._verify = verify
         self._room = _Room(path / _DATA, environment) if environment.flags()["writemap"] else None
         if self._room is not None:
             self._room.claim([])
@@ -216,10 +217,7 @@ class LmdbStore:
                         _sync_directory(directory)
                     _fill_up(directory / _DATA, environment)
                     environment.reader_check()
-                    store = LmdbStore(directory, environment, owner)
-                    if verify is not None:
-                        store._verify, store.get = verify, store._get_verified  # type: ignore[method-assign]
-                    return store
+                    return LmdbStore(directory, environment, owner, verify)
                 except BaseException:
                     environment.close()
                     raise
@@ -261,16 +259,13 @@ class LmdbStore:
                 try:
                     # As in `_reading`, which would cost as much again.
                     if current is self._current:
-                        return txn.get(id)
+                        record: bytes | None = txn.get(id)
+                        break
                 finally:
                     txn.abort()
         except lmdb.Error as exc:
             raise _failure(self.path, exc) from exc
-
-    def _get_verified(self, id: bytes, /) -> bytes | None:
-        record = LmdbStore.get(self, id)
-        if record is not None:
-            assert self._verify is not None
+        if record is not None and self._verify is not None:
             self._verify(id, record)
         return record
 
@@ -312,6 +307,7 @@ class LmdbStore:
             fcntl.flock(self._owner, fcntl.LOCK_UN)
             os.close(self._owner)
             self._owner = None
+            _open_stores.discard(self)
 
     @contextmanager
     def _reading(self) -> Iterator[tuple[lmdb.Transaction[bytes], _Generation]]:
@@ -837,12 +833,13 @@ def _is_full(path: Path) -> bool:
 
 # Forks
 
-_open_stores: weakref.WeakSet[LmdbStore] = weakref.WeakSet()
+_open_stores: set[LmdbStore] = set()
 
 
 def _leave_to_parent() -> None:
     for store in _open_stores:
         store._leave_to_parent()
+    _open_stores.clear()
 
 
 os.register_at_fork(after_in_child=_leave_to_parent)

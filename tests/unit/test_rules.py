@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotspare.errors import InvalidSession
-from hotspare.session import MAX_ID_BYTES, MAX_TTL_MS, check_id, check_ttl_ms
+from hotspare.rules import MAX_ID_BYTES, MAX_TTL_MS, check_id, check_ttl_ms
 from tests.unit.data_helpers import LONE_SURROGATE, Number, Text
 
 
