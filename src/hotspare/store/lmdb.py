@@ -252,15 +252,16 @@ class LmdbStore:
             return LmdbTransaction(self)
 
     def get(self, id: bytes, /) -> bytes | None:
+        record: bytes | None = None
+        is_read = False
         try:
-            while True:
+            while not is_read:
                 current = self._current
                 txn = self._begin(current.sessions)
                 try:
                     # As in `_reading`, which would cost as much again.
-                    if current is self._current:
-                        record: bytes | None = txn.get(id)
-                        break
+                    is_read = current is self._current
+                    record = txn.get(id) if is_read else None
                 finally:
                     txn.abort()
         except lmdb.Error as exc:
