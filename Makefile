@@ -13,17 +13,26 @@ FRAMES ?= 1000000
 JOBS ?= 2
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
 CHECKED = $(wildcard src tests benchmarks examples)
+SOURCES := $(shell find src -name '*.py')
 
-.PHONY: help demo test check format bench simulate fuzz load clean
+# What can be compiled here is: benchmarks measure what released wheels contain. `COMPILED=no` measures the sources.
+CAN_COMPILE := -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h")).close()' 2>/dev/null
+COMPILED ?= $(shell command -v cc >/dev/null && "$(PYTHON)" $(CAN_COMPILE) && echo yes || echo no)
+MEASURED := $(if $(filter yes,$(COMPILED)),.compiled,.venv)
+
+.PHONY: help demo test test-compiled check format bench simulate fuzz load clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.installed ## Watch four nodes survive the death of their primary (under a minute)
 	@.venv/bin/hotspare demo
 
 test: .venv/.installed-dev ## Run the tests (at most eight minutes on two cores)
 	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+test-compiled: .compiled/.installed-dev ## Compile hotspare, and run the tests of what is compiled
+	@.compiled/bin/python -m pytest -n $(JOBS) --dist loadfile $(or $(ARGS),$(COMPILED_TESTS))
 
 check: .venv/.installed-dev ## Check format, lint and types
 	@.venv/bin/ruff format --check $(CHECKED)
@@ -34,8 +43,8 @@ format: .venv/.installed-dev ## Format the code, and fix what the linter can
 	@.venv/bin/ruff check --fix $(CHECKED)
 	@.venv/bin/ruff format $(CHECKED)
 
-bench: .venv/.installed-dev ## Run the benchmarks at full size
-	@.venv/bin/python -m benchmarks $(ARGS)
+bench: $(MEASURED)/.installed-dev ## Run the benchmarks at full size, compiled where there is a C compiler
+	@$(MEASURED)/bin/python -m benchmarks $(ARGS)
 
 simulate: .venv/.installed-dev ## Simulate whole clusters under faults: make simulate SEEDS=100000
 	@.venv/bin/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
@@ -47,7 +56,7 @@ load: .venv/.installed-dev ## Run the long load test
 	@.venv/bin/python -m tests.load $(ARGS)
 
 clean: ## Remove the virtual environment and everything the tools left behind
-	@rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .venv .compiled build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
@@ -71,3 +80,14 @@ clean: ## Remove the virtual environment and everything the tools left behind
 	@$(PIP) install --upgrade 'pip>=25.1'
 	@$(PIP) install --editable '.[fast]' --group dev
 	@touch .venv/.installed $@
+
+# An environment with the wheel for this machine instead of the sources.
+.compiled/.installed-dev: pyproject.toml $(SOURCES) | .venv/.installed-dev
+	@echo "Compiling hotspare into .compiled (takes some minutes) ..."
+	@rm -rf .compiled
+	@$(PYTHON) -m venv .compiled
+	@HATCH_BUILD_HOOK_ENABLE_MYPYC=true .venv/bin/python -m build --outdir .compiled/dist . > .compiled/build.log 2>&1 \
+		|| { tail -n 20 .compiled/build.log; echo "It cannot be compiled here; COMPILED=no goes without." >&2; exit 1; }
+	@.compiled/bin/python -m pip --disable-pip-version-check --quiet install --upgrade 'pip>=25.1'
+	@.compiled/bin/python -m pip --disable-pip-version-check --quiet install .compiled/dist/*.whl --group dev
+	@touch $@

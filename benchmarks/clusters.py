@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hotspare
-from hotspare.blocking import new_event_loop
 from hotspare.cluster.remote import RemoteEngine
 from hotspare.cluster.security import NO_SECURITY, Security
+from hotspare.portal import new_event_loop
 from tests.certificates import Authority
 
 NODES = 4

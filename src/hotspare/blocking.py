@@ -6,7 +6,6 @@ process has a portal only from its first write on, to keep the connection to its
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import weakref
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 from hotspare.engine import Ack, Engine, Read
 from hotspare.errors import ForkedProcess, NotReady
 from hotspare.events import Event
+from hotspare.portal import NOT_RUNNING, BehindPortal, Portal, run
 from hotspare.record import decode_record
 from hotspare.replicator import (
     MAX_SLICES_UNDER_WAY,
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from hotspare.cluster.attached import AttachedEngine
 
 T = TypeVar("T")
-
-NOT_RUNNING = "it does not run: call start(), or use it in a with statement"
-LAST_TASKS_SECONDS = 5.0
 
 
 class SessionReplicator:
@@ -65,11 +62,13 @@ class SessionReplicator:
         self.settings = self._async.settings
         self._lock = threading.Lock()
         """Of starting and stopping."""
-        self._portal: _Portal | None = None
+        self._portal: Portal | None = None
         self._pid = 0
         """The process in which the portal was made."""
         engine = self._async.engine
         self._attached = _attached(engine) if self.settings.attach is not None else None
+        self._verbs = AsyncSessionReplicator(self.settings, engine=BehindPortal(engine, self._require_portal))
+        """They run on the caller's thread, and cross over to the engine's where they call that."""
         self._read_local = engine.read_local
         self._has_copy = engine.has_copy
         self._keyring = self._async.keyring
@@ -84,7 +83,7 @@ class SessionReplicator:
             if self._attached is not None:
                 self._attached.start_blocking()
             elif self._portal is None:
-                portal = _Portal()
+                portal = Portal()
                 try:
                     portal.submit(self._async.start()).result()
                 except BaseException:
@@ -116,10 +115,10 @@ class SessionReplicator:
             self.stop()
 
     def start_cluster(self, replica_nodes: Iterable[str] = ()) -> None:
-        self._run(self._async.start_cluster(replica_nodes))
+        run(self._verbs.start_cluster(replica_nodes))
 
     def flush(self) -> None:
-        self._run(self._async.flush())
+        run(self._verbs.flush())
 
     # --- writing ----------------------------------------------------------------------------------------
 
@@ -134,8 +133,8 @@ class SessionReplicator:
         if_present: bool = False,
         ack: Ack | None = None,
     ) -> int:
-        return self._run(
-            self._async.store_session(
+        return run(
+            self._verbs.store_session(
                 id,
                 data,
                 ttl_ms,
@@ -163,7 +162,7 @@ class SessionReplicator:
             for future in under_way:
                 future.exception()
         if for_all and stored:
-            self._run(self._async.show_everywhere())
+            run(self._verbs.show_everywhere())
         return stored
 
     def update_session(
@@ -175,18 +174,16 @@ class SessionReplicator:
         if_version: int | None = None,
         ack: Ack | None = None,
     ) -> int | None:
-        return self._run(
-            self._async.update_session(id, changes, remove=remove, if_version=if_version, ack=ack)
-        )
+        return run(self._verbs.update_session(id, changes, remove=remove, if_version=if_version, ack=ack))
 
     def touch_session(self, id: str, ttl_ms: int | timedelta, *, ack: Ack | None = None) -> bool:
-        return self._run(self._async.touch_session(id, ttl_ms, ack=ack))
+        return run(self._verbs.touch_session(id, ttl_ms, ack=ack))
 
     def delete_session(self, id: str, *, if_version: int | None = None, ack: Ack | None = None) -> bool:
-        return self._run(self._async.delete_session(id, if_version=if_version, ack=ack))
+        return run(self._verbs.delete_session(id, if_version=if_version, ack=ack))
 
     def rotate_session(self, old_id: str, new_id: str, *, ack: Ack | None = None) -> bool:
-        return self._run(self._async.rotate_session(old_id, new_id, ack=ack))
+        return run(self._verbs.rotate_session(old_id, new_id, ack=ack))
 
     # --- reading ----------------------------------------------------------------------------------------
 
@@ -195,24 +192,24 @@ class SessionReplicator:
             key = check_id(id)
             record = self._read_local(key)
             return None if record is None else decode_record(record, key, self._keyring)
-        return self._run(self._async.get_session(id, read=read))
+        return run(self._verbs.get_session(id, read=read))
 
     def get_session_record(self, id: str, *, read: Read = "local") -> Session | None:
         if read == "local" and self._has_copy:
             record = self._read_local(check_id(id))
             return None if record is None else session_of(id, record, self._keyring)
-        return self._run(self._async.get_session_record(id, read=read))
+        return run(self._verbs.get_session_record(id, read=read))
 
     def get_all_sessions(self) -> list[str]:
-        return self._run(self._async.get_all_sessions())
+        return run(self._verbs.get_all_sessions())
 
     def session_count(self) -> int:
-        return self._run(self._async.session_count())
+        return run(self._verbs.session_count())
 
     # --- events -----------------------------------------------------------------------------------------
 
     def events(self, *, max_waiting: int = MAX_WAITING_EVENTS) -> BlockingEvents:
-        return BlockingEvents(self._submit, self._run(self._watch(max_waiting)))
+        return BlockingEvents(self._submit, self._submit(self._watch(max_waiting)).result())
 
     async def _watch(self, max_waiting: int) -> EventStream:
         return self._async.events(max_waiting=max_waiting)
@@ -220,27 +217,24 @@ class SessionReplicator:
     # --- operating --------------------------------------------------------------------------------------
 
     def get_replication_status(self) -> dict[str, Any]:
-        return self._run(self._async.get_replication_status())
+        return run(self._verbs.get_replication_status())
 
     def get_metrics(self) -> dict[str, Any]:
-        return self._run(self._async.get_metrics())
+        return run(self._verbs.get_metrics())
 
     def promote_to_primary(self, *, force: bool = False) -> str:
-        return self._run(self._async.promote_to_primary(force=force))
+        return run(self._verbs.promote_to_primary(force=force))
 
     def trigger_failover(self, node: str) -> str:
-        return self._run(self._async.trigger_failover(node))
+        return run(self._verbs.trigger_failover(node))
 
     def add_node(self, node: str) -> str:
-        return self._run(self._async.add_node(node))
+        return run(self._verbs.add_node(node))
 
     def remove_node(self, node: str) -> str:
-        return self._run(self._async.remove_node(node))
+        return run(self._verbs.remove_node(node))
 
     # --- inside -----------------------------------------------------------------------------------------
-
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return self._submit(coroutine).result()
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         try:
@@ -249,7 +243,7 @@ class SessionReplicator:
             coroutine.close()
             raise
 
-    def _require_portal(self) -> _Portal:
+    def _require_portal(self) -> Portal:
         self._check_process()
         portal = self._portal
         if portal is None:
@@ -258,13 +252,13 @@ class SessionReplicator:
             return self._portal_of(self._attached)
         return portal
 
-    def _portal_of(self, attached: AttachedEngine) -> _Portal:
+    def _portal_of(self, attached: AttachedEngine) -> Portal:
         """That of this process, from now on."""
         with self._lock:
             if not attached.is_started:
                 raise NotReady(NOT_RUNNING)
             if self._portal is None:
-                self._portal, self._pid = _Portal(), os.getpid()
+                self._portal, self._pid = Portal(), os.getpid()
             return self._portal
 
     @property
@@ -339,59 +333,10 @@ class BlockingEvents:
         self.close()
 
 
-class _Portal:
-    """An event loop on a daemon thread."""
-
-    def __init__(self) -> None:
-        self._loop = new_event_loop()
-        self._thread = threading.Thread(target=self._serve, name="hotspare", daemon=True)
-        self._lock = threading.Lock()
-        self._is_open = True
-        self._thread.start()
-
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Raises NotReady when it is closed."""
-        with self._lock:
-            if not self._is_open:
-                raise NotReady(NOT_RUNNING)
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-
-    def close(self) -> None:
-        """What was submitted comes to its end before."""
-        with self._lock:
-            self._is_open = False
-        asyncio.run_coroutine_threadsafe(_end_others(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-    def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        self._loop.close()
-
-
-async def _end_others() -> None:
-    """The engine is stopped, so everything ends soon; what does not is cancelled."""
-    while others := asyncio.all_tasks() - {asyncio.current_task()}:
-        _, late = await asyncio.wait(others, timeout=LAST_TASKS_SECONDS)
-        for task in late:
-            task.cancel()
-
-
 def _attached(engine: Engine) -> AttachedEngine | None:
     from hotspare.cluster.attached import AttachedEngine  # which brings the client, and LMDB
 
     return engine if isinstance(engine, AttachedEngine) else None
-
-
-def new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's when it is installed: it halves what a message costs."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop
 
 
 _replicators: weakref.WeakSet[SessionReplicator] = weakref.WeakSet()
