@@ -26,6 +26,7 @@ import redis
 import redis.asyncio
 
 from benchmarks.sessions import TTL_MS, SessionData, encode
+from hotspare.portal import new_event_loop
 
 REPLICAS = 2
 START_TIMEOUT_S = 15.0
@@ -155,6 +156,23 @@ def single_store_times(peer: RedisPeer, items: Items) -> list[float]:
             started = clock()
             client.set(id, encode(data), px=TTL_MS)
             acknowledged = client.wait(1, WAIT_TIMEOUT_MS)
+            times.append(clock() - started)
+            _check_wait(acknowledged)
+    return times
+
+
+def single_store_times_of_coroutines(peer: RedisPeer, items: Items) -> list[float]:
+    """The same on an event loop, of the same kind as ours."""
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(_single_store_times(peer.port, items))
+
+
+async def _single_store_times(port: int, items: Items) -> list[float]:
+    clock, times = time.perf_counter, []
+    async with redis.asyncio.Redis(port=port, single_connection_client=True) as client:
+        for id, data in items:
+            started = clock()
+            acknowledged = await _store_in_two_requests(client, id, encode(data))
             times.append(clock() - started)
             _check_wait(acknowledged)
     return times

@@ -55,6 +55,7 @@ REDIS_WRITERS_TWICE = "redis.asyncio, SET, then WAIT"
 FOR_A_QUORUM = 'the same with ack="quorum"'
 REDIS_ON_DISK = "redis-py pipelines of 100, appendfsync always"
 REDIS_SINGLE = "redis-py SET, then WAIT 1"
+REDIS_SINGLE_AWAIT = "redis.asyncio SET, then WAIT 1"
 IN_THE_CLEAR = "the same without TLS and key"
 
 PROMISES = {
@@ -144,6 +145,33 @@ def _single_stores_into(node: Any, run: Run, ack: Ack = "quorum") -> Sample:
         return _median_time(lambda id: node.store_session(id, items[id], TTL_MS, ack=ack), list(items))
 
     return sample
+
+
+def _single_await_on_node(run: Run, resources: ExitStack) -> Sample:
+    loop = resources.enter_context(LoopThread())
+    node = loop.run(start_leading_node(InProcessCluster(resources)))
+    resources.callback(lambda: loop.run(node.stop()))
+
+    async def times(items: Items) -> list[float]:
+        clock, times = time.perf_counter, []
+        for id, data in items:
+            started = clock()
+            await node.store_session(id, data, TTL_MS)
+            times.append(clock() - started)
+        return times
+
+    return lambda: MICROSECONDS * statistics.median(loop.run(times(run.items(run.scale.single_stores))))
+
+
+def _single_await_on_peer(run: Run, resources: ExitStack) -> Sides:
+    if (peer := run.redis) is None:
+        return {}
+
+    def sample() -> float:
+        items = run.items(run.scale.single_stores)
+        return MICROSECONDS * statistics.median(redis_peer.single_store_times_of_coroutines(peer, items))
+
+    return {REDIS_SINGLE_AWAIT: sample}
 
 
 def _single_store_for_all(run: Run, resources: ExitStack) -> Sample:
@@ -521,6 +549,15 @@ ROWS = (
         targets=(Target(REDIS_SINGLE, floor=1, aim=2),),
         hotspare=_single_store_on_node,
         peers=_single_store_on_peer,
+    ),
+    Row(
+        name="single-await",
+        title="a single store, awaited on an event loop, p50",
+        unit="µs",
+        better=Better.LOWER,
+        targets=(Target(REDIS_SINGLE_AWAIT, floor=1, aim=2),),
+        hotspare=_single_await_on_node,
+        peers=_single_await_on_peer,
     ),
     Row(
         name="bulk-tls",

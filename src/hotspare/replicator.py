@@ -36,6 +36,7 @@ from hotspare.encryption import Keyring
 from hotspare.engine import Ack, Engine, Read, Source
 from hotspare.errors import ConfigError, InvalidSession, SessionTooLarge, Unavailable, VersionConflict
 from hotspare.events import Event
+from hotspare.protocol.origin import MAX_GROUPS_IN_FLIGHT
 from hotspare.record import (
     Cipher,
     data_checksum,
@@ -51,7 +52,7 @@ from hotspare.settings import Settings
 Item: TypeAlias = tuple[str, Mapping[str, Any]] | tuple[str, Mapping[str, Any], int | timedelta | None]
 """What `store_sessions` takes: id, data and (unless `default_ttl_ms` is set) a TTL."""
 
-MAX_SLICES_UNDER_WAY = 16
+MAX_SLICES_UNDER_WAY = MAX_GROUPS_IN_FLIGHT
 """Of `store_sessions`: enough to keep the cluster busy, few enough to keep memory small."""
 MERGE_ATTEMPTS = 20
 """How often an update that is merged here is tried again because somebody else was faster."""

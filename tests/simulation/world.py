@@ -135,7 +135,7 @@ def _draw_limits(random: Random) -> dict[tuple[Any, str], int]:
     protocol, raft = hotspare.protocol, hotspare.raft
     choices: dict[tuple[Any, str], list[int]] = {
         (protocol.snapshot, "CHUNK_BYTES"): [200, 2000, 256 * 1024],
-        (protocol.origin, "MAX_GROUPS_IN_FLIGHT"): [2, 16],
+        (protocol.origin, "MAX_GROUPS_IN_FLIGHT"): [2, 48],
         (protocol.origin, "MAX_WAITING_COMMANDS"): [3, 20_000],
         (hotspare.table, "PRUNE_PER_BATCH"): [2, 10, 512],
         (hotspare.table, "ORIGIN_TTL_MS"): [1500, 600_000, 600_000, 600_000],

@@ -19,8 +19,9 @@ from typing import NamedTuple
 from hotspare.commands import Command, RawGroup, encode_commands
 from hotspare.table import ORIGIN_TTL_MS
 
-MAX_GROUPS_IN_FLIGHT = 16
-"""Enough to keep every copy busy while answers travel; more would only lengthen the queue."""
+MAX_GROUPS_IN_FLIGHT = 48
+"""Enough to keep every copy busy while answers travel, and a disk while it syncs: what gathers meanwhile is
+its next transaction. More would only lengthen the queue."""
 MAX_GROUP_BYTES = 192 * 1024
 """Leaves a batch of the log room to stay under 256 KiB."""
 MAX_WAITING_COMMANDS = 20_000
