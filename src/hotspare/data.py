@@ -21,7 +21,7 @@ from decimal import Context, Decimal, DivisionByZero, InvalidOperation, Overflow
 from enum import Enum
 from functools import lru_cache
 from types import NoneType
-from typing import Any, Final, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn, cast, TypeAlias
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -88,17 +88,17 @@ def encode_fields(changes: Mapping[str, Any], limit_bytes: int) -> list[tuple[st
     return fields
 
 
-def check_field_names(names: Iterable[str]) -> list[str]:
+def check_field_names(names: Iterable[object]) -> list[str]:
     """The names of top-level fields to remove: no more than could be there. Raises `InvalidSession`."""
     if isinstance(names, str | bytes):
         raise InvalidSession("remove", "it must be a collection of field names, and is a single one")
-    checked = list(names)
-    for name in checked:
+    checked: list[str] = []
+    for name in names:
         if type(name) is not str:
             kind = type(name).__name__
             raise InvalidSession("remove", f"field names must be exactly str, and one is of type {kind}")
         try:
-            _encodable_str(name)
+            checked.append(_encodable_str(name))
         except _Refused as refused:
             raise refused.explain("remove") from None
     if sum(len(name.encode()) + 1 for name in checked) > MAX_DATA_BYTES:
@@ -222,7 +222,7 @@ def _path(what: str, steps: list[str | int]) -> str:
     return what + "".join(shown) + ("…" if len(steps) > len(shown) else "")
 
 
-def _checked(what: str, data: Mapping[str, Any], limit_bytes: int) -> dict[str, Any]:
+def _checked(what: str, data: Mapping[str, Any], limit_bytes: int) -> dict[Any, Any]:
     """`data` with nothing in it that msgspec would alter."""
     plain = data if type(data) is dict else _as_dict(what, data)
     if _are_plain(map(type, plain.values())) and _are_str(map(type, plain)):
@@ -233,7 +233,7 @@ def _checked(what: str, data: Mapping[str, Any], limit_bytes: int) -> dict[str, 
         raise refused.explain(what) from None
 
 
-def _as_dict(what: str, data: Mapping[str, Any]) -> dict[str, Any]:
+def _as_dict(what: str, data: Mapping[str, Any]) -> dict[Any, Any]:
     if not isinstance(data, Mapping):
         raise InvalidSession(what, f"it must be a mapping, and is of type {type(data).__name__}")
     return dict(data)
@@ -262,7 +262,7 @@ class _Walk:
         self.left_bytes = limit_bytes
         self.unseen = unseen
 
-    def mapping(self, source: dict[str, Any], depth: int) -> dict[str, Any]:
+    def mapping(self, source: dict[Any, Any], depth: int) -> dict[Any, Any]:
         self.left_bytes -= 2 * len(source)
         if self.left_bytes < 0 or depth > MAX_DEPTH:
             self._stop()
@@ -308,7 +308,7 @@ class _Walk:
         raise _Refused(f"containers are more than {MAX_DEPTH} deep here, or one holds itself")
 
 
-def _check_keys(mapping: dict[str, Any]) -> None:
+def _check_keys(mapping: dict[Any, Any]) -> None:
     for key in mapping:
         if type(key) is not str:
             raise _Refused(f"keys must be exactly str, and one is of type {type(key).__name__}")
@@ -369,7 +369,7 @@ def _carry_datetime(value: datetime) -> Ext:
     if type(zone) is timezone:
         name = _own_name(zone)
     elif type(zone) is ZoneInfo:
-        key = zone.key
+        key = cast(Any, zone).key  # which is None for one that was read from a file
         if key is None:
             raise _Refused("a ZoneInfo without a key cannot be found again by a reader: use ZoneInfo(key)")
     elif zone is not None:
