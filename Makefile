@@ -14,6 +14,7 @@ JOBS ?= 2
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
 CHECKED = $(wildcard src tests benchmarks examples)
 SOURCES := $(shell find src -name '*.py')
+COMPILED_TESTS := tests/unit tests/processes/test_kill.py tests/processes/test_disk.py tests/processes/test_attached.py
 
 # What can be compiled here is: benchmarks measure what released wheels contain. `COMPILED=no` measures the sources.
 CAN_COMPILE := -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h")).close()' 2>/dev/null
@@ -31,7 +32,8 @@ demo: .venv/.installed ## Watch four nodes survive the death of their primary (u
 test: .venv/.installed-dev ## Run the tests (at most eight minutes on two cores)
 	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-test-compiled: .compiled/.installed-dev ## Compile hotspare, and run the tests of what is compiled
+test-compiled: .compiled/.installed-dev ## Compile hotspare, and run the tests of it that take no source
+	@.compiled/bin/python -m tests.simulation --seeds 300
 	@.compiled/bin/python -m pytest -n $(JOBS) --dist loadfile $(or $(ARGS),$(COMPILED_TESTS))
 
 check: .venv/.installed-dev ## Check format, lint and types

@@ -21,7 +21,7 @@ from decimal import Context, Decimal, DivisionByZero, InvalidOperation, Overflow
 from enum import Enum
 from functools import lru_cache
 from types import NoneType
-from typing import Any, Final, NoReturn, cast, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias, cast
 from uuid import UUID
 from zoneinfo import ZoneInfo
 

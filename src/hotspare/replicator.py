@@ -144,7 +144,11 @@ class AsyncSessionReplicator:
         for_all = self.is_for_all(ack)
         condition = _condition(if_version, if_absent, if_present)
         command = self._encoder.put(id, data, ttl_ms, condition)
-        return _version_of(await self._write(command, for_all), condition)
+        if for_all:
+            result = await self._write_for_all(command)
+        else:  # as `_write`, without another coroutine
+            (result,) = await self.engine.write([command], self._timeout_ms)
+        return result if result > 0 else _version_of(result, condition)
 
     async def store_sessions(self, sessions: Iterable[Item], *, ack: Ack | None = None) -> int:
         """Stores many: (id, data, ttl_ms) each, or (id, data) with `default_ttl_ms`. Returns how many.
@@ -341,9 +345,12 @@ class AsyncSessionReplicator:
         return await self.engine.fetch(check_id(id), read, self._timeout_ms)
 
     async def _write(self, command: Command, for_all: bool) -> int:
-        if not for_all:
-            (result,) = await self.engine.write([command], self._timeout_ms)
-            return result
+        if for_all:
+            return await self._write_for_all(command)
+        (result,) = await self.engine.write([command], self._timeout_ms)
+        return result
+
+    async def _write_for_all(self, command: Command) -> int:
         give_up = monotonic() + self._timeout_ms / 1000
         (result,) = await self.engine.write([command], self._timeout_ms)
         if result > 0 or result in (ABSENT, CONFLICT_ABSENT):  # the caller will rely on it

@@ -15,6 +15,7 @@ from hotspare.cluster.node import ClusterNode
 from hotspare.cluster.wire import Rejected, RejectionCode
 from hotspare.errors import ClusterMismatch, ConfigError, NotReady, Refused, Unavailable, UnknownNode
 from hotspare.store.plain import PlainStore
+from tests.compiled import needs_source
 from tests.unit.clusters import Cluster, eventually, free_addresses, node_of, running
 
 MINUTE_MS = 60_000
@@ -465,6 +466,7 @@ async def test_an_observer_is_not_forced_to_lead():
             await observer.promote_to_primary(force=True)
 
 
+@needs_source
 async def test_two_histories_that_meet_refuse_each_other_and_go_on():
     """A partition, an operator who takes the others for lost, and the others, who were not."""
     async with running(5) as cluster:

@@ -26,6 +26,7 @@ from hotspare.errors import (
 from hotspare.raft import node as raft_node
 from hotspare.raft.messages import TimeoutNow
 from hotspare.store.plain import PlainStore
+from tests.compiled import needs_source
 from tests.unit.clusters import Cluster, eventually, free_addresses, node_of, running
 
 MINUTE_MS = 60_000
@@ -139,6 +140,7 @@ async def test_local_reads_never_go_back_in_time(three: Cluster):
     assert len(set(seen)) > 2
 
 
+@needs_source
 async def test_a_node_that_catches_up_by_a_snapshot_reads_what_it_got(monkeypatch: pytest.MonkeyPatch):
     configure = node_module._replica_config
     monkeypatch.setattr(

@@ -28,6 +28,7 @@ from hotspare.record import (
     with_expiry,
 )
 from hotspare.settings import Settings
+from tests.compiled import needs_source
 from tests.unit.data_helpers import LIMIT_BYTES, SMALL_DATA, as_read, fingerprint
 
 U64 = st.integers(0, 2**64 - 1)
@@ -201,6 +202,7 @@ def test_a_frame_cut_short_or_continued_is_refused(zstandard):
             decode_record(record_of(b"id", damaged, COMPRESSED))
 
 
+@needs_source
 def test_compression_that_is_not_installed_is_a_clear_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(ConfigError, match=r"hotspare\[compression\]") as caught:

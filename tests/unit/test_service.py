@@ -12,6 +12,7 @@ import pytest
 from hotspare.cluster import calls, service
 from hotspare.cluster.connection import Dialled, connect_client
 from hotspare.commands import Delete, Patch, Put, RawGroup, Touch, encode_commands
+from tests.compiled import needs_source
 from tests.unit.clusters import Cluster, eventually, node_of, running
 
 FAR_MS = 1 << 50
@@ -92,6 +93,7 @@ async def test_a_writer_takes_its_registration_along_to_another_home(three: Clus
         assert (await after.hears(calls.Answers)).first == 2
 
 
+@needs_source
 async def test_a_home_whose_copy_is_behind_learns_of_a_registration_first(
     three: Cluster, monkeypatch: pytest.MonkeyPatch
 ):
@@ -162,6 +164,7 @@ async def test_what_a_client_has_under_way_is_bounded(three: Cluster, monkeypatc
         await eventually(lambda: client.end)
 
 
+@needs_source
 async def test_long_answers_are_made_one_after_the_other(three: Cluster, monkeypatch: pytest.MonkeyPatch):
     node, under_way, most = node_of(three[0]), 0, 0
     call = node.call

@@ -15,9 +15,9 @@ In a directory of its own:
 are valid only under the boot they were written under. With it every commit is on the disk when it returns.
 Then LMDB's default flags must stay: without its syncs, pages of acknowledged transactions could be reused.
 
-**Writing in place.** Without `durable` pages are written through the map (WRITEMAP), which saves a third of a
-write's time. It has a price: a page that the file system cannot give any more would end the process (SIGBUS).
-So room is claimed from it before it is needed (`_Room`), which fails in a way that can be answered. A process
+**Writing in place.** Without `durable` pages are written through the map (WRITEMAP), which saves a copy of
+each. It has a price: a page that the file system cannot give any more would end the process (SIGBUS). So room
+is claimed from it before it is needed (`_Room`), which fails in a way that can be answered. A process
 that dies in the middle leaves pages behind that nothing points to yet.
 
 **Damage.** LMDB's pages have no checksums: what a disk has damaged may end the process that reads it, or
