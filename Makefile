@@ -19,9 +19,9 @@ COMPILED_TESTS := tests/unit tests/processes/test_kill.py tests/processes/test_d
 # What can be compiled here is: benchmarks measure what released wheels contain. `COMPILED=no` measures the sources.
 CAN_COMPILE := -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("include"), "Python.h")).close()' 2>/dev/null
 COMPILED ?= $(shell command -v cc >/dev/null && "$(PYTHON)" $(CAN_COMPILE) && echo yes || echo no)
-MEASURED := $(if $(filter yes,$(COMPILED)),.compiled,.venv)
+MEASURED = $(if $(filter yes,$(COMPILED)),.compiled,.venv)
 
-.PHONY: help demo test test-compiled check format bench simulate fuzz load clean
+.PHONY: help demo test test-compiled check-compiled check format bench simulate fuzz load clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,10 @@ demo: .venv/.installed ## Watch four nodes survive the death of their primary (u
 
 test: .venv/.installed-dev ## Run the tests (at most eight minutes on two cores)
 	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+check-compiled: ## The same where it can be compiled; elsewhere it says that it cannot
+	@if [ $(COMPILED) = yes ]; then $(MAKE) --no-print-directory test-compiled; \
+		else echo "Not compiled: there is no C compiler here, or no Python.h."; fi
 
 test-compiled: .compiled/.installed-dev ## Compile hotspare, and run the tests of it that take no source
 	@.compiled/bin/python -m tests.simulation --seeds 300
@@ -45,8 +49,9 @@ format: .venv/.installed-dev ## Format the code, and fix what the linter can
 	@.venv/bin/ruff check --fix $(CHECKED)
 	@.venv/bin/ruff format $(CHECKED)
 
-bench: $(MEASURED)/.installed-dev ## Run the benchmarks at full size, compiled where there is a C compiler
-	@$(MEASURED)/bin/python -m benchmarks $(ARGS)
+bench: .venv/.installed-dev ## Run the benchmarks at full size, compiled where there is a C compiler
+	@environment=$(MEASURED) && $(MAKE) --no-print-directory $$environment/.installed-dev \
+		&& $$environment/bin/python -m benchmarks $(ARGS)
 
 simulate: .venv/.installed-dev ## Simulate whole clusters under faults: make simulate SEEDS=100000
 	@.venv/bin/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
@@ -87,7 +92,7 @@ clean: ## Remove the virtual environment and everything the tools left behind
 .compiled/.installed-dev: pyproject.toml $(SOURCES) | .venv/.installed-dev
 	@echo "Compiling hotspare into .compiled (takes some minutes) ..."
 	@rm -rf .compiled
-	@$(PYTHON) -m venv .compiled
+	@.venv/bin/python -m venv .compiled
 	@HATCH_BUILD_HOOK_ENABLE_MYPYC=true .venv/bin/python -m build --outdir .compiled/dist . > .compiled/build.log 2>&1 \
 		|| { tail -n 20 .compiled/build.log; echo "It cannot be compiled here; COMPILED=no goes without." >&2; exit 1; }
 	@.compiled/bin/python -m pip --disable-pip-version-check --quiet install --upgrade 'pip>=25.1'

@@ -6,7 +6,7 @@ once, this is half of the work.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from hotspare.commands import UNCONDITIONAL, Command, Put
@@ -52,19 +52,21 @@ class Encoder:
             flags, encoded = self._cipher.encrypt(key, flags, encoded)
         return Put(key, encoded, flags, data_checksum(key, encoded), ttl_ms, UNSET_DEADLINE, condition)
 
-    def slices(self, items: Sequence[object]) -> list[list[Command]]:
-        """The puts of (id, data, ttl) or (id, data) each, in parts of at most `MAX_SLICE_BYTES`."""
+    def slices(self, items: Sequence[object]) -> Iterator[list[Command]]:
+        """The puts of (id, data, ttl) or (id, data) each, in parts of `MAX_SLICE_BYTES` at most.
+
+        One part after the other, so that not all of them are in memory together.
+        """
         commands: list[Command] = []
-        parts: list[list[Command]] = [commands]
         size_bytes = 0
         for item in items:
             put = self._put_item(item)
             size_bytes += len(put.data)
             if size_bytes > MAX_SLICE_BYTES and commands:
+                yield commands
                 commands, size_bytes = [], len(put.data)
-                parts.append(commands)
             commands.append(put)
-        return parts
+        yield commands
 
     def _put_item(self, item: object) -> Put:
         if isinstance(item, (tuple, list)):

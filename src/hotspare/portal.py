@@ -1,8 +1,8 @@
 """An event loop on a thread of its own, and how plain calls get there and back.
 
 A write takes four changes of threads and processes, and each costs more than all the code in between. So no
-task is made for it, and what can be done on the caller's thread is done there: the verbs run on it, over an
-engine whose calls block (`BehindPortal`).
+task is made for it, and the verbs run on the caller's thread, over an engine whose calls block
+(`BehindPortal`); all but `store_sessions`, which has many writes under way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from hotspare.commands import Command
 from hotspare.engine import Engine, Read, Source
-from hotspare.errors import NotReady
+from hotspare.errors import NotReady, OutcomeUnknown
 
 T = TypeVar("T")
 
@@ -54,6 +54,8 @@ class Portal:
 
     def call(self, begin: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         """What comes of `begin(*arguments)` there, awaited. Raises NotReady when it is closed."""
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("a blocking call on the event loop's own thread would wait for itself")
         waiting: _Waiting[T] = _Waiting(begin, arguments)
         with self._lock:
             if not self._is_open:
@@ -88,6 +90,8 @@ class _Waiting(Generic[T]):
 
     __slots__ = ("_arguments", "_begin", "_future", "_is_done")
 
+    _future: asyncio.Future[T]
+
     def __init__(self, begin: Callable[..., Awaitable[T]], arguments: tuple[Any, ...]) -> None:
         self._begin = begin
         self._arguments = arguments
@@ -97,11 +101,10 @@ class _Waiting(Generic[T]):
     def begin(self) -> None:
         """On the event loop."""
         try:
-            awaitable = self._begin(*self._arguments)
-        except BaseException as exc:
-            awaitable = asyncio.get_running_loop().create_future()
-            awaitable.set_exception(exc)
-        self._future = asyncio.ensure_future(awaitable)
+            self._future = asyncio.ensure_future(self._begin(*self._arguments))
+        except Exception as exc:
+            self._future = asyncio.get_running_loop().create_future()
+            self._future.set_exception(exc)
         self._future.add_done_callback(self._end)
 
     def _end(self, future: asyncio.Future[T]) -> None:
@@ -112,7 +115,10 @@ class _Waiting(Generic[T]):
     def result(self) -> T:
         """On the caller's thread."""
         self._is_done.acquire()
-        return self._future.result()
+        try:
+            return self._future.result()
+        except asyncio.CancelledError:  # of another thread: here it would look like our own end
+            raise OutcomeUnknown("the replicator was stopped meanwhile") from None
 
 
 class BehindPortal:
@@ -131,7 +137,10 @@ class BehindPortal:
         return self._portal().call(self._engine.fetch, id, how, timeout_ms)
 
     async def barrier(self, timeout_ms: int) -> None:
-        self._portal().call(self._engine.barrier, timeout_ms)
+        try:
+            self._portal().call(self._engine.barrier, timeout_ms)
+        except NotReady as exc:  # it was stopped since the write
+            raise OutcomeUnknown(str(exc), is_applied=True) from None
 
     async def call(self, verb: str, timeout_ms: int, **arguments: Any) -> Any:
         return self._portal().call(partial(self._engine.call, **arguments), verb, timeout_ms)

@@ -58,6 +58,7 @@ from hotspare.protocol.messages import (
     Watch,
 )
 from hotspare.protocol.operations import OperationDone, Operations, Route
+from hotspare.protocol.origin import MAX_GROUPS_IN_FLIGHT
 from hotspare.protocol.outbox import Now, Outbox
 from hotspare.protocol.peers import Peers
 from hotspare.protocol.reads import Asker, Askers, Freshness, Reads
@@ -101,7 +102,7 @@ MAX_UNCOMMITTED_ENTRIES = 512
 """Past it a leader proposes nothing more until some are committed: some ten MB of batches, ordinarily."""
 MAX_PEERS = 128
 """Nodes known at a time, members or not."""
-MAX_PROPOSALS = 4096
+MAX_PROPOSALS = 256 * MAX_GROUPS_IN_FLIGHT
 """Groups that wait to be proposed; more are dropped, and sent again by their home nodes."""
 CAUGHT_UP_ENTRIES = 64
 """A learner that is at most so many entries behind may vote: it has them before a vote could matter."""

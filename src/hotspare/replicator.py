@@ -318,21 +318,21 @@ class AsyncSessionReplicator:
         """The primary named: moves the leadership to the most up-to-date secondary. A secondary that does
         not answer: takes its vote away until it is back. A healthy secondary: there is nothing to do. Says
         which. Raises UnknownNode, Refused or Unavailable."""
-        text: str = await self.engine.call("failover", self._timeout_ms, node=node)
+        text: str = await self.engine.call("failover", self._timeout_ms, node=_name(node))
         return text
 
     async def add_node(self, node: str) -> str:
         """Takes a running, empty node ("host:port") into the cluster: as a learner first, and as a member
         that votes when it has caught up. Returns then, or says that it is still to come. Raises
         ClusterMismatch if it belongs to another cluster, Refused or Unavailable."""
-        text: str = await self.engine.call("add", self._timeout_ms, node=node)
+        text: str = await self.engine.call("add", self._timeout_ms, node=_name(node))
         return text
 
     async def remove_node(self, node: str) -> str:
         """Takes a member out of the cluster, whether it answers or not; a primary hands over first. The node
         acts no more, and says so. Raises UnknownNode, Refused (if those who remain could not go on) or
         Unavailable."""
-        text: str = await self.engine.call("remove", self._timeout_ms, node=node)
+        text: str = await self.engine.call("remove", self._timeout_ms, node=_name(node))
         return text
 
     # --- inside -----------------------------------------------------------------------------------------
@@ -462,6 +462,12 @@ def _engine_for(settings: Settings) -> Engine:
         problem = f"{settings.storage_mode!r} is for daemons: a node in a program keeps all in its memory"
         raise ConfigError("storage_mode", problem, "memory, or a node run by hotspare serve")
     return ClusterNode(settings, PlainStore(volatile=True))
+
+
+def _name(node: object) -> str:
+    if type(node) is not str:
+        raise ConfigError("node", f"it is of type {type(node).__name__}", 'the name of a node, "host:port"')
+    return node
 
 
 def _condition(if_version: int | None, if_absent: bool, if_present: bool) -> int:

@@ -101,16 +101,16 @@ from hotspare.record import (
 from hotspare.rules import MAX_ID_BYTES, MAX_TTL_MS
 from hotspare.store import ExpiryIndex, Space, Store, Transaction
 
-PRUNE_PER_BATCH: Final = 512
+PRUNE_PER_BATCH = 512
 """Expired sessions that one batch deletes: some milliseconds of work on the slower store. So for origins."""
 
-ORIGIN_TTL_MS: Final = 10 * 60 * 1000
+ORIGIN_TTL_MS = 10 * 60 * 1000
 """An origin that issued nothing for so long is forgotten: far longer than any write may take."""
 
-MAX_ORIGINS: Final = 1 << 16
+MAX_ORIGINS = 1 << 16
 """A bound on what clients that come, write once and go can make every copy remember."""
 
-MAX_UNSEEN: Final = 1 << 16
+MAX_UNSEEN = 1 << 16
 """Results kept for one origin. It waits for answers long before: its own writes in flight are bounded too."""
 
 SESSION_OVERHEAD_BYTES: Final = 200

@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "blocking": f"{EVERYTHING_BELOW} portal replicator",
         "metrics": f"{EVERYTHING_BELOW} replicator blocking",
         "contrib": "errors events settings session replicator blocking metrics root",
-        "cli": f"{EVERYTHING_BELOW} replicator blocking metrics root",
+        "cli": f"{EVERYTHING_BELOW} portal replicator blocking metrics root",
         "__main__": "cli",
     }.items()
 }

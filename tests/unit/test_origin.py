@@ -17,7 +17,7 @@ from hotspare.protocol.origin import (
     Origin,
     Parcel,
 )
-from hotspare.table import ORIGIN_TTL_MS
+from hotspare.table import MAX_UNSEEN, ORIGIN_TTL_MS
 
 SECOND_MS = 1000
 BATCH_SIZE = 4
@@ -203,6 +203,23 @@ def test_what_belongs_to_one_caller_is_never_parted(writer: Writer):
     writer.now_ms += BATCH_TIMEOUT_MS
     (group,) = writer.take()
     assert writer.names_in(group) == ["de", "de", "f"]
+
+
+def test_no_more_is_under_way_than_the_state_machine_keeps_results_for():
+    """A group beyond that would be refused, again and again, until a later one tells what was seen."""
+    batch_size = 10_000
+    origin = Origin(lambda: b"nonce", batch_size)
+    for _ in range(20):
+        origin.submit(Parcel([Delete(b"s1", 0)] * batch_size, 10, 5 * SECOND_MS, lambda results: None), 0)
+    origin.registered(origin.wants_registration(), 1)
+
+    groups = origin.take_groups(0, 0)
+
+    assert sum(group.count for group in groups) <= MAX_UNSEEN
+    assert origin.next_flush_ms() is None
+    for group in groups:
+        origin.answered(1, group.first, [1] * group.count)
+    assert origin.take_groups(0, 0)
 
 
 def test_only_so_many_groups_are_under_way(writer: Writer):

@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_bytes
@@ -141,8 +141,23 @@ def test_on_disk_every_commit_is_synced_and_in_memory_none(tmp_path):
     for durable in (True, False):
         store = opened(tmp_path / str(durable), durable=durable)
         flags = store._environment.flags()
-        assert (flags["sync"], flags["metasync"], flags["writemap"]) == (durable, durable, not durable)
+        assert (flags["sync"], flags["metasync"], flags["writemap"]) == (durable, durable, False)
         store.close()
+
+
+@pytest.fixture
+def shared_memory() -> Iterator[Path]:
+    if not lmdb_store._is_on_tmpfs(Path("/dev/shm")):
+        pytest.skip("there is no shared memory here")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
+def test_in_shared_memory_pages_are_written_in_place(shared_memory):
+    store = opened(shared_memory)
+    assert store._environment.flags()["writemap"]
+    store.close()
+    assert not lmdb_store._is_on_tmpfs(Path("/proc"))
 
 
 # Reading while a snapshot is installed
@@ -517,9 +532,37 @@ def test_a_full_memory_is_an_error_and_does_not_end_the_process(tmp_path):
     assert "StoreFull" in found.stderr
 
 
-def test_the_room_that_a_transaction_claims_is_all_that_it_takes(tmp_path):
+def test_many_small_sessions_fit_into_a_small_memory(tmp_path):
+    program = opened_and_filled() + (
+        "txn = store.begin()\n"
+        "for number in range(4_000):\n"
+        "    txn.sessions[b'%d' % number] = bytes(200)\n"
+        "    txn.expiry.add(0, b'%d' % number)\n"
+        "txn.commit()\n"
+        "print(len(store.ids()))\n"
+    )
+    found = run_on_small_tmpfs(program, tmp_path, "16m")
+    assert found.stdout == "4001\n", found.stderr
+
+
+def test_many_readers_on_a_full_memory_do_not_end_the_process(tmp_path):
+    program = opened_and_filled() + (
+        "import os\n"
+        "with open(sys.argv[1] + '/filler', 'wb', buffering=0) as filler:\n"
+        "    try:\n"
+        "        while filler.write(bytes(4096)): pass\n"
+        "    except OSError:\n"
+        "        pass\n"
+        "readers = [store.snapshot() for _ in range(500)]\n"
+        "print(len(readers))\n"
+    )
+    found = run_on_small_tmpfs(program, tmp_path, "16m")
+    assert found.stdout == "500\n", found.stderr
+
+
+def test_the_room_that_a_transaction_claims_is_all_that_it_takes(shared_memory):
     """Where a page was used that was never claimed, a full memory would end the process."""
-    store = LmdbStore.open(tmp_path, durable=False, map_size_bytes=1 << 28, boot_id="this boot")
+    store = LmdbStore.open(shared_memory, durable=False, map_size_bytes=1 << 28, boot_id="this boot")
     room = store._room
     assert room is not None
     reader = store.snapshot()  # what it sees cannot be used again
@@ -528,7 +571,7 @@ def test_the_room_that_a_transaction_claims_is_all_that_it_takes(tmp_path):
         fill(store, *(token_bytes(8) for _ in range(number)), data=bytes(200 + 10_000 * (number % 3)))
         pages, before = store._environment.info()["last_pgno"], pages
         assert pages - before <= room._claimed_pages
-        assert (pages + 1) * room._page_bytes <= room._promised_bytes <= taken_bytes(tmp_path)
+        assert (pages + 1) * room._page_bytes <= room._promised_bytes <= taken_bytes(shared_memory)
     reader.close()
     store.close()
 

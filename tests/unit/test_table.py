@@ -49,7 +49,6 @@ from hotspare.store import Store
 from hotspare.store.lmdb import LmdbStore
 from hotspare.store.plain import PlainStore
 from hotspare.table import ORIGIN_TTL_MS, PRUNE_PER_BATCH, SESSION_OVERHEAD_BYTES, Table, recount
-from tests.compiled import needs_source
 from tests.unit.table_helpers import (
     START_MS,
     Copy,
@@ -648,7 +647,6 @@ class TestOrigins:
         driver.wait(ORIGIN_TTL_MS - 1)
         assert driver.batch(group(driver.origin, 1, put(b"1"))) == [Results(driver.origin, 1, [FORGOTTEN])]
 
-    @needs_source
     def test_forgetting_them_is_bounded_per_entry(
         self, driver: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -662,7 +660,6 @@ class TestOrigins:
             counts.append(driver.table.state().origins_count)
         assert counts == [3, 1, 0]
 
-    @needs_source
     def test_beyond_their_greatest_number_the_one_that_was_idle_for_longest_goes(
         self, driver: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -677,7 +674,6 @@ class TestOrigins:
         driver.register()
         assert not driver.table.has_origin(driver.origin)
 
-    @needs_source
     def test_one_that_never_says_what_it_has_seen_is_stopped(
         self, driver: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -721,7 +717,6 @@ class TestPersistence:
         assert driver.table.state().origins_count == 1
         assert driver.table.stamp_ms == START_MS
 
-    @needs_source
     def test_the_order_in_which_origins_are_forgotten_survives_a_restart(
         self, driver: Driver, monkeypatch: pytest.MonkeyPatch
     ) -> None:

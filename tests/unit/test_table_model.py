@@ -58,16 +58,12 @@ from hotspare.store import Store
 from hotspare.store.lmdb import LmdbStore
 from hotspare.store.plain import PlainStore
 from hotspare.table import recount
-from tests.compiled import needs_source
 from tests.unit.table_helpers import NEVER_MS, START_MS, Copy, Mirror, group, put
 
 NOOP = 0
 
 # So small that a short log meets all bounds.
 PRUNED, ORIGINS, UNSEEN, ORIGIN_TTL_MS = 2, 3, 6, 100
-
-
-pytestmark = needs_source
 
 
 @pytest.fixture(autouse=True, scope="module")

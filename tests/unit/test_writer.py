@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from hotspare.cluster.writer import Writer, size_of
-from hotspare.commands import Command, Delete, Put, RawGroup
+from hotspare.commands import Command, Delete, Patch, Put, RawGroup
 from hotspare.errors import OutcomeUnknown, Unavailable
 from hotspare.protocol import origin as origin_module
 
@@ -227,4 +227,6 @@ def test_sizes_are_about_those_in_the_log():
 
     assert 1002 <= size_of([put]) <= 1100
     assert size_of([put, put]) == 2 * size_of([put])
+    patch = Patch(b"s1", [("field", b"x" * 1000)], ["y" * 1000], 0, 0, 0)
+    assert 2007 <= size_of([patch]) <= 2150
     assert size_of([]) == 0

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from hotspare.cli.arguments import security
-from hotspare.cli.serve import load_settings, log_to_stderr, new_loop, new_node, open_store
+from hotspare.cli.serve import load_settings, log_to_stderr, new_node, open_store
 from hotspare.cluster.node import ClusterNode
 from hotspare.errors import Refused, Unavailable
+from hotspare.portal import new_event_loop
 from hotspare.settings import FILE_VARIABLE, Address, Settings
 from hotspare.store.lmdb import LmdbStore
 
@@ -49,7 +50,7 @@ def run(options: Namespace) -> int:
     store = open_store(settings)
     try:
         log_to_stderr(options.log_level)
-        with asyncio.Runner(loop_factory=new_loop) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(_run(settings, store, options))
     finally:
         store.close()

@@ -20,6 +20,7 @@ from hotspare.cluster.node import ClusterNode
 from hotspare.cluster.transport import MAX_CLIENTS, MAX_HANDSHAKES, MAX_PEERS
 from hotspare.cluster.verification import inspect_store, verify_store
 from hotspare.errors import ConfigError, StoreError, StoreForeign
+from hotspare.portal import new_event_loop
 from hotspare.record import verify_record
 from hotspare.settings import Settings
 from hotspare.store.lmdb import LmdbStore, current_boot_id, default_directory, share
@@ -52,7 +53,7 @@ def serve(options: Namespace) -> int:
             logger.warning(
                 "a node needs no encryption keys, and is safer without: keep them from its settings"
             )
-        with asyncio.Runner(loop_factory=new_loop) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(_run(settings, store))
     finally:
         store.close()
@@ -183,13 +184,3 @@ def log_to_stderr(level: str) -> None:
     logging.basicConfig(
         level=level.upper(), stream=sys.stderr, format=f"{time}%(levelname)-7s %(message)s", force=True
     )
-
-
-def new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's when it is installed: it halves what a message costs."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-    return loop

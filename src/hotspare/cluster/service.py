@@ -16,6 +16,7 @@ from hotspare.cluster.feeds import Feed
 from hotspare.commands import RawGroup, check_group
 from hotspare.errors import HotspareError, NotReady, ProtocolError, Refused, Unavailable
 from hotspare.events import Event
+from hotspare.protocol.origin import MAX_GROUPS_IN_FLIGHT
 from hotspare.protocol.validation import MAX_NONCE_BYTES
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ logger = logging.getLogger("hotspare.cluster")
 
 MAX_CALLS = 1000
 """Calls of one client under way at once."""
-MAX_GROUPS = 64
+MAX_GROUPS = 4 * MAX_GROUPS_IN_FLIGHT
 """Groups of one client under way at once: several times what an origin has in flight."""
 MAX_PENDING_BYTES = 64 * 1024 * 1024
 """Of these groups, together."""

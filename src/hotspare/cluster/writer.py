@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from secrets import token_bytes
 from typing import Any
 
-from hotspare.commands import Command, Put, Rotate
+from hotspare.commands import Command, Patch, Put, Rotate
 from hotspare.errors import OutcomeUnknown, Unavailable
 from hotspare.protocol.origin import Lost, Origin, Parcel
 
 NONCE_BYTES = 16
 COMMAND_OVERHEAD_BYTES = 48
+FIELD_OVERHEAD_BYTES = 16
 
 
 class Writer:
@@ -128,4 +129,7 @@ def size_of(commands: Sequence[Command]) -> int:
         size_bytes += len(command.id) + COMMAND_OVERHEAD_BYTES
         if type(command) is Put or type(command) is Rotate:
             size_bytes += len(command.data)
+        elif type(command) is Patch:
+            size_bytes += sum([FIELD_OVERHEAD_BYTES + len(name) + len(value) for name, value in command.set])
+            size_bytes += sum([FIELD_OVERHEAD_BYTES + len(name) for name in command.remove])
     return size_bytes

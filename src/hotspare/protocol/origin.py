@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hotspare.commands import Command, RawGroup, encode_commands
-from hotspare.table import ORIGIN_TTL_MS
+from hotspare.table import MAX_UNSEEN, ORIGIN_TTL_MS
 
 MAX_GROUPS_IN_FLIGHT = 48
 """Enough to keep every copy busy while answers travel, and a disk while it syncs: what gathers meanwhile is
@@ -147,17 +147,23 @@ class Origin:
 
     def next_flush_ms(self) -> int | None:
         """When a part-filled group is to leave even if nothing comes back before."""
-        if not self.id or not self._waiting or len(self._sent) >= MAX_GROUPS_IN_FLIGHT:
+        if not self.id or not self._waiting or self._has_enough_in_flight:
             return None
         return self._waiting[0][0] + self.batch_timeout_ms
 
     def _may_leave(self, now_ms: int) -> bool:
         if not self._sent:
             return True
-        if len(self._sent) >= MAX_GROUPS_IN_FLIGHT:
+        if self._has_enough_in_flight:
             return False
         full = self._waiting_commands >= self.batch_size or self._waiting_bytes >= MAX_GROUP_BYTES
         return full or now_ms >= self._waiting[0][0] + self.batch_timeout_ms
+
+    @property
+    def _has_enough_in_flight(self) -> bool:
+        """The state machine keeps only so many results that their origin has not seen."""
+        unseen = self._next - 1 - self._seen
+        return len(self._sent) >= MAX_GROUPS_IN_FLIGHT or unseen + self.batch_size > MAX_UNSEEN
 
     def _make_group(self, now_ms: int, cluster_ms: int) -> RawGroup:
         parcels = list(self._take_parcels())

@@ -63,12 +63,11 @@ MAX_DATABASES: Final = 16
 _CLAIM_BYTES: Final = 8 * 1024 * 1024
 """So much room is claimed ahead, so that it is not asked for with every transaction."""
 
-_PAGES_PER_ROW: Final = 4
-"""A row may take a copy of its leaf, one more when that splits, as much of the branch above, and the rest of
-the last page of a long value."""
-
-_PAGES_PER_WRITE: Final = 32
+_PAGES_PER_TRANSACTION: Final = 32
 """The paths from the roots down, and the list of pages that became free."""
+
+_NODE_BYTES: Final = 16
+"""What a row takes in a page beyond its key and its value."""
 
 _MARKER: Final = "hotspare.json"
 _OWNER: Final = "owner.lock"
@@ -154,7 +153,7 @@ class LmdbStore:
         self._verify = verify
         self._room = _Room(path / _DATA, environment) if environment.flags()["writemap"] else None
         if self._room is not None:
-            self._room.claim([])
+            self._room.begin()
         self._node = environment.open_db(b"node")
         self._log = environment.open_db(b"log")
         self._store = environment.open_db(b"store")
@@ -203,18 +202,20 @@ class LmdbStore:
                     inspect(directory)
                 environment = lmdb.open(
                     str(directory),
-                    map_size=_map_size_bytes(directory, map_size_bytes),
+                    map_size=_map_size_bytes(directory, map_size_bytes, durable),
                     max_dbs=MAX_DATABASES,
                     max_readers=MAX_READERS,
                     max_spare_txns=1,
                     mode=0o600,
                     sync=durable,
                     metasync=durable,
-                    writemap=not durable and hasattr(os, "posix_fallocate"),
+                    writemap=not durable and _is_on_tmpfs(directory),
                 )
                 try:
                     if durable:
                         _sync_directory(directory)
+                    elif environment.flags()["writemap"]:
+                        _fill_in(directory / _LOCK)
                     _fill_up(directory / _DATA, environment)
                     environment.reader_check()
                     return LmdbStore(directory, environment, owner, verify)
@@ -359,8 +360,16 @@ class LmdbTransaction:
     def __init__(self, store: LmdbStore) -> None:
         self._store = store
         self._txn = store._begin(write=True)
+        try:
+            self._open(store)
+        except BaseException:
+            self._txn.abort()
+            raise
+
+    def _open(self, store: LmdbStore) -> None:
         if store._room is not None:
-            store._room.begin()
+            with store._translated():
+                store._room.begin()
         self.node = LmdbSpace(store.path, self._txn, store._node, store._room)
         self.log = LmdbSpace(store.path, self._txn, store._log, store._room)
         self._use(store._current)
@@ -376,11 +385,14 @@ class LmdbTransaction:
             (sessions if space == "sessions" else table).append((key, value))
         expiry = [(record[:EXPIRY_BYTES] + id, b"") for id, record in sessions]
         with self._store._translated():
-            if self._store._room is not None:
-                self._store._room.claim([*table, *sessions, *expiry])
-            _put(self._txn, staged.table, table)
-            _put(self._txn, staged.sessions, sessions)
-            _put(self._txn, staged.expiry, expiry)
+            for database, part in (
+                (staged.table, table),
+                (staged.sessions, sessions),
+                (staged.expiry, expiry),
+            ):
+                if self._store._room is not None:
+                    self._store._room.claim(self._txn, database, part)
+                _put(self._txn, database, part)
 
     def discard_staged(self) -> None:
         other = self._store._generations[1 - self._current.number]
@@ -478,7 +490,7 @@ class LmdbSpace(dict[bytes, bytes | None]):
         rows = [(key, value) for key, value in self.items() if value is not None]
         deleted = [key for key, value in self.items() if value is None] if len(rows) < len(self) else []
         if self._room is not None:
-            self._room.claim(rows, len(deleted))
+            self._room.claim(self._txn, self._database, rows, len(deleted))
         _put(self._txn, self._database, rows)
         deleted.sort()
         for key in deleted:
@@ -604,20 +616,36 @@ class _Room:
         self._claimed_pages = 0
 
     def begin(self) -> None:
-        """A transaction begins: what the one before did not use is free again."""
+        """A transaction begins: what the one before did not use is free again. Raises OSError if there is no
+        room."""
         self._claimed_pages = 0
+        self._claim(_PAGES_PER_TRANSACTION)
 
-    def claim(self, rows: list[tuple[bytes, bytes]], deleted: int = 0) -> None:
-        """Before these rows are written and so many deleted. Raises OSError if there is no room."""
-        value_bytes = sum([len(value) for _, value in rows])
-        self._claim(_PAGES_PER_ROW * (len(rows) + deleted) + value_bytes // self._page_bytes)
+    def claim(
+        self,
+        txn: lmdb.Transaction[bytes],
+        database: lmdb._Database,
+        rows: list[tuple[bytes, bytes]],
+        deleted: int = 0,
+    ) -> None:
+        """Before these rows are written and so many deleted. Raises OSError if there is no room.
+
+        Each row has a leaf copied, unless others do, with the branches above it; each copy may split. What is
+        new beyond that fills pages by halves at least. A long value has pages of its own.
+        """
+        stat, changes = txn.stat(database), len(rows) + deleted
+        leaves = min(changes, stat["leaf_pages"])
+        branches = min(changes * stat["depth"], stat["branch_pages"])
+        new_bytes = sum([len(key) + len(value) + _NODE_BYTES for key, value in rows])
+        long = sum([1 for _, value in rows if 4 * len(value) > self._page_bytes])
+        self._claim(2 * (leaves + branches + long) + 3 * (new_bytes // self._page_bytes))
 
     def claim_list_of_free(self, pages: int) -> None:
-        """Before so many pages are freed at once: LMDB keeps a number for each."""
-        self._claim(8 * pages // self._page_bytes)
+        """Before so many pages are freed at once: LMDB keeps a number for each, and may write them twice."""
+        self._claim(2 * (8 * pages // self._page_bytes + 1))
 
     def _claim(self, pages: int) -> None:
-        self._claimed_pages += pages + _PAGES_PER_WRITE
+        self._claimed_pages += pages
         # As if nothing that is free could be used again: it may be in use by a reader.
         pages_before: int = self._environment.info()["last_pgno"] + 1
         needed_bytes = (pages_before + self._claimed_pages) * self._page_bytes
@@ -675,6 +703,17 @@ def _is_tmpfs(path: Path) -> bool:
     return any(mount.split()[1:3] == [str(path), "tmpfs"] for mount in mounts)
 
 
+def _is_on_tmpfs(directory: Path) -> bool:
+    """Elsewhere a page that was claimed may still be impossible to write: where pages are copied on write."""
+    try:
+        mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return False
+    path = str(directory.resolve())
+    around = [(where, kind) for where, kind in mounts if (path + "/").startswith(where.rstrip("/") + "/")]
+    return max(around, key=lambda mount: len(mount[0]), default=("", ""))[1] == "tmpfs"
+
+
 def _make_private(directory: Path) -> None:
     """Anybody may create directories in these places, under any name. So we look who created ours."""
     with _translated(directory):
@@ -699,17 +738,14 @@ def _make_directory(directory: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
 
 
-def _map_size_bytes(directory: Path, wanted_bytes: int) -> int:
+def _map_size_bytes(directory: Path, wanted_bytes: int, durable: bool) -> int:
     """A store that has filled its map finds a larger one when it is opened again."""
     try:
-        return max(wanted_bytes, 2 * _taken_bytes(directory))
+        found = (directory / _DATA).stat()
     except FileNotFoundError:
         return wanted_bytes
-
-
-def _taken_bytes(directory: Path) -> int:
-    """What the file occupies: one that is written through the map is as long as that from the beginning."""
-    return 512 * (directory / _DATA).stat().st_blocks
+    # One that is written through the map is as long as that from the beginning.
+    return max(wanted_bytes, 2 * (found.st_size if durable else 512 * found.st_blocks))
 
 
 def _lock(directory: Path) -> int:
@@ -782,6 +818,12 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _fill_in(lock: Path) -> None:
+    """Readers write their places into it through a map, too: on a full tmpfs it must not have holes."""
+    with lock.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, lock.stat().st_size)
 
 
 def _fill_up(data: Path, environment: lmdb.Environment) -> None:

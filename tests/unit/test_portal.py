@@ -1,0 +1,103 @@
+"""How a plain call gets to an event loop and back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import pytest
+
+from hotspare.engine import Engine
+from hotspare.errors import NotReady, OutcomeUnknown, Unavailable
+from hotspare.portal import BehindPortal, Portal, run
+
+
+@pytest.fixture
+def portal() -> Iterator[Portal]:
+    portal = Portal()
+    yield portal
+    portal.close()
+
+
+class Stopped:
+    """An engine that is stopped between a write and what is to follow it."""
+
+    has_copy = True
+
+    def read_local(self, id: bytes, /) -> bytes | None:
+        return None
+
+    async def barrier(self, timeout_ms: int) -> None:
+        raise NotReady("it was stopped")
+
+
+async def double(number: int) -> int:
+    await asyncio.sleep(0)
+    return 2 * number
+
+
+def test_a_coroutine_and_a_future_are_awaited(portal: Portal):
+    def already(value: str) -> asyncio.Future[str]:
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        future.set_result(value)
+        return future
+
+    assert portal.call(double, 4) == 8
+    assert portal.call(already, "done") == "done"
+
+
+def test_what_is_raised_there_is_raised_here(portal: Portal):
+    def at_once() -> Any:
+        raise Unavailable("there is no primary")
+
+    async def later() -> None:
+        await asyncio.sleep(0)
+        raise Unavailable("there is no primary")
+
+    for begin in (at_once, later):
+        with pytest.raises(Unavailable):
+            portal.call(begin)
+
+
+def test_a_call_that_is_cancelled_there_does_not_cancel_the_caller(portal: Portal):
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(OutcomeUnknown):
+        portal.call(cancelled)
+
+
+def test_on_the_loops_own_thread_a_call_is_refused_instead_of_waiting_for_itself(portal: Portal):
+    async def call() -> None:
+        portal.call(double, 1)
+
+    with pytest.raises(RuntimeError, match="own thread"):
+        portal.call(call)
+
+
+def test_many_threads_may_call_at_once(portal: Portal):
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda n: portal.call(double, n), range(500))) == [2 * n for n in range(500)]
+
+
+def test_after_its_end_nothing_is_taken():
+    portal = Portal()
+    portal.close()
+    with pytest.raises(NotReady):
+        portal.call(double, 1)
+
+
+def test_a_stop_between_a_write_and_its_barrier_says_that_the_write_was_applied(portal: Portal):
+    engine = BehindPortal(cast(Engine, Stopped()), lambda: portal)
+
+    with pytest.raises(OutcomeUnknown) as raised:
+        run(engine.barrier(1000))
+
+    assert raised.value.is_applied
+
+
+def test_a_verb_that_would_wait_for_a_loop_is_a_defect_that_is_told():
+    with pytest.raises(RuntimeError, match="where there is none"):
+        run(asyncio.sleep(0))
