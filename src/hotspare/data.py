@@ -88,10 +88,13 @@ def encode_fields(changes: Mapping[str, Any], limit_bytes: int) -> list[tuple[st
     return fields
 
 
-def check_field_names(names: Iterable[object]) -> list[str]:
+def check_field_names(names: object) -> list[str]:
     """The names of top-level fields to remove: no more than could be there. Raises `InvalidSession`."""
     if isinstance(names, str | bytes):
         raise InvalidSession("remove", "it must be a collection of field names, and is a single one")
+    if not isinstance(names, Iterable):
+        kind = type(names).__name__
+        raise InvalidSession("remove", f"it must be a collection of field names, and is of type {kind}")
     checked: list[str] = []
     for name in names:
         if type(name) is not str:

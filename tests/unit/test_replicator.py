@@ -492,6 +492,7 @@ async def test_other_arguments_are_checked_too(alone: AsyncSessionReplicator):
         alone.update_session("s1", []),  # type: ignore[arg-type]
         alone.update_session("s1", {}, remove="n"),
         alone.update_session("s1", {}, remove=[1]),  # type: ignore[list-item]
+        alone.update_session("s1", {}, remove=5),  # type: ignore[arg-type]
         alone.touch_session("s1", 0),
     ):
         with pytest.raises(InvalidSession):
@@ -500,6 +501,9 @@ async def test_other_arguments_are_checked_too(alone: AsyncSessionReplicator):
         alone.get_session("s1", read="eventually"),  # type: ignore[arg-type]
         alone.store_session("s1", {}, MINUTE_MS, ack="none"),  # type: ignore[arg-type]
         alone.start_cluster(["nonsense"]),
+        alone.add_node(5),  # type: ignore[arg-type]
+        alone.remove_node(None),  # type: ignore[arg-type]
+        alone.trigger_failover(5),  # type: ignore[arg-type]
     ):
         with pytest.raises(ConfigError):
             await other
