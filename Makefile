@@ -21,7 +21,7 @@ CAN_COMPILE := -c 'import os, sysconfig; open(os.path.join(sysconfig.get_path("i
 COMPILED ?= $(shell command -v cc >/dev/null && "$(PYTHON)" $(CAN_COMPILE) && echo yes || echo no)
 MEASURED = $(if $(filter yes,$(COMPILED)),.compiled,.venv)
 
-.PHONY: help demo test test-compiled check-compiled check format bench simulate fuzz load clean
+.PHONY: help demo test test-compiled check format bench simulate fuzz load clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -31,10 +31,6 @@ demo: .venv/.installed ## Watch four nodes survive the death of their primary (u
 
 test: .venv/.installed-dev ## Run the tests (at most eight minutes on two cores)
 	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
-
-check-compiled: ## The same where it can be compiled; elsewhere it says that it cannot
-	@if [ $(COMPILED) = yes ]; then $(MAKE) --no-print-directory test-compiled; \
-		else echo "Not compiled: there is no C compiler here, or no Python.h."; fi
 
 test-compiled: .compiled/.installed-dev ## Compile hotspare, and run the tests of it that take no source
 	@.compiled/bin/python -m tests.simulation --seeds 300

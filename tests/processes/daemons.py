@@ -49,6 +49,25 @@ def free_addresses(count: int) -> list[str]:
     return [f"{HOST}:{port}" for port in sorted(ports)]
 
 
+def copy_store(source: Path, target: Path) -> None:
+    """The directory of a node, holes and all: a store in memory is as long as it may become."""
+    shutil.copytree(source, target, copy_function=_copy_with_holes)
+
+
+def _copy_with_holes(source: str, target: str) -> None:
+    with open(source, "rb") as old, open(target, "wb") as new:
+        end, size_bytes = 0, os.fstat(old.fileno()).st_size
+        with suppress(OSError):  # nothing but a hole follows
+            while end < size_bytes:
+                begin = os.lseek(old.fileno(), end, os.SEEK_DATA)
+                end = os.lseek(old.fileno(), begin, os.SEEK_HOLE)
+                old.seek(begin)
+                new.seek(begin)
+                new.write(old.read(end - begin))
+        new.truncate(size_bytes)
+    shutil.copystat(source, target)
+
+
 async def eventually(condition: Callable[[], Awaitable[Any]], what: str) -> Any:
     """What the condition answers as soon as that is true. An error of hotspare's means "not yet"."""
     give_up = time.monotonic() + PATIENCE_SECONDS

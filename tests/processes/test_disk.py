@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes.daemons import Daemon, Daemons
+from tests.processes.daemons import Daemon, Daemons, copy_store
 from tests.processes.load import Load
 
 PAGE_BYTES = 4096
@@ -104,13 +104,13 @@ async def test_a_node_that_was_given_an_old_copy_of_its_directory_is_found_out(d
         before = (await restored.status())["incarnation"]
         backup = disks.directory / "backup"
         restored.kill()
-        shutil.copytree(restored.data_dir, backup)
+        copy_store(restored.data_dir, backup)
         restored.start()
         await restored.ready()
         await load.progress()
         restored.kill()
         shutil.rmtree(restored.data_dir)
-        shutil.copytree(backup, restored.data_dir)
+        copy_store(backup, restored.data_dir)
         restored.start()
         await refused(restored, "an old copy", "--discard")
         restored.options.append("--discard")

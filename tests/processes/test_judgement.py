@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.processes.daemons import Daemons
+from tests.processes.daemons import Daemons, copy_store
 from tests.processes.ledger import History, Ledger, Operation, Verb, Verdict
 from tests.processes.load import MAX_STALENESS_SECONDS, Load, Watched
 
@@ -153,7 +153,7 @@ async def test_a_cluster_that_forgets_what_it_acknowledged_is_found_out(cluster:
     await cluster.settled()
     for daemon in cluster:
         daemon.kill()
-        shutil.copytree(daemon.data_dir, cluster.directory / "backup" / daemon.data_dir.name)
+        copy_store(daemon.data_dir, cluster.directory / "backup" / daemon.data_dir.name)
     cluster.start()
     await cluster.settled()
     async with Load(cluster) as load:
@@ -161,7 +161,7 @@ async def test_a_cluster_that_forgets_what_it_acknowledged_is_found_out(cluster:
         for daemon in cluster:
             daemon.kill()
             shutil.rmtree(daemon.data_dir)
-            shutil.copytree(cluster.directory / "backup" / daemon.data_dir.name, daemon.data_dir)
+            copy_store(cluster.directory / "backup" / daemon.data_dir.name, daemon.data_dir)
         cluster.start()
         await load.progress()
     problems = "\n".join(await load.problems())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import struct
 from collections.abc import Callable
 from random import Random
@@ -16,7 +15,7 @@ from hotspare.cluster.wire import MAX_FRAME_BYTES, PREAMBLE, Hello, encode_greet
 from hotspare.commands import RawGroup
 from hotspare.errors import Unavailable
 from hotspare.settings import Address
-from tests.processes.daemons import Daemon, Daemons, client, eventually, free_addresses
+from tests.processes.daemons import Daemon, Daemons, client, copy_store, eventually, free_addresses
 from tests.processes.load import Load
 
 PATIENCE_SECONDS = 30.0
@@ -219,7 +218,7 @@ async def test_a_node_does_not_start_in_the_directory_of_another_one(cluster: Da
     one = (await cluster.secondaries())[0]
     one.kill()
     copy = cluster.directory / "copy"
-    shutil.copytree(one.data_dir, copy)
+    copy_store(one.data_dir, copy)
     one.start()
     with Daemons() as elsewhere:
         intruder = elsewhere.add(free_addresses(1)[0], *one.options[-2:])
