@@ -545,21 +545,6 @@ def test_many_small_sessions_fit_into_a_small_memory(tmp_path):
     assert found.stdout == "4001\n", found.stderr
 
 
-def test_many_readers_on_a_full_memory_do_not_end_the_process(tmp_path):
-    program = opened_and_filled() + (
-        "import os\n"
-        "with open(sys.argv[1] + '/filler', 'wb', buffering=0) as filler:\n"
-        "    try:\n"
-        "        while filler.write(bytes(4096)): pass\n"
-        "    except OSError:\n"
-        "        pass\n"
-        "readers = [store.snapshot() for _ in range(500)]\n"
-        "print(len(readers))\n"
-    )
-    found = run_on_small_tmpfs(program, tmp_path, "16m")
-    assert found.stdout == "500\n", found.stderr
-
-
 def test_the_room_that_a_transaction_claims_is_all_that_it_takes(shared_memory):
     """Where a page was used that was never claimed, a full memory would end the process."""
     store = LmdbStore.open(shared_memory, durable=False, map_size_bytes=1 << 28, boot_id="this boot")

@@ -214,8 +214,6 @@ class LmdbStore:
                 try:
                     if durable:
                         _sync_directory(directory)
-                    elif environment.flags()["writemap"]:
-                        _fill_in(directory / _LOCK)
                     _fill_up(directory / _DATA, environment)
                     environment.reader_check()
                     return LmdbStore(directory, environment, owner, verify)
@@ -818,12 +816,6 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _fill_in(lock: Path) -> None:
-    """Readers write their places into it through a map, too: on a full tmpfs it must not have holes."""
-    with lock.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, lock.stat().st_size)
 
 
 def _fill_up(data: Path, environment: lmdb.Environment) -> None:
