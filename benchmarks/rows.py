@@ -147,10 +147,16 @@ def _single_stores_into(node: Any, run: Run, ack: Ack = "quorum") -> Sample:
     return sample
 
 
-def _single_await_on_node(run: Run, resources: ExitStack) -> Sample:
+def _awaited_node(resources: ExitStack) -> tuple[LoopThread, Any]:
+    """The bench's own node, leading, with the loop on which its verbs are awaited."""
     loop = resources.enter_context(LoopThread())
     node = loop.run(start_leading_node(InProcessCluster(resources)))
     resources.callback(lambda: loop.run(node.stop()))
+    return loop, node
+
+
+def _single_await_on_node(run: Run, resources: ExitStack) -> Sample:
+    loop, node = _awaited_node(resources)
 
     async def times(items: Items) -> list[float]:
         clock, times = time.perf_counter, []
@@ -274,9 +280,7 @@ def _bulk_onto_the_peers_disks(run: Run, resources: ExitStack) -> Sides:
 
 
 def _writers_on_node(run: Run, resources: ExitStack) -> Sample:
-    loop = resources.enter_context(LoopThread())
-    node = loop.run(start_leading_node(InProcessCluster(resources)))
-    resources.callback(lambda: loop.run(node.stop()))
+    loop, node = _awaited_node(resources)
 
     async def write(share: Items) -> None:
         for id, data in share:

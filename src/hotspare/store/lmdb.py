@@ -693,22 +693,23 @@ def _put(txn: lmdb.Transaction[bytes], database: lmdb._Database, rows: list[tupl
 # The directory
 
 
-def _is_tmpfs(path: Path) -> bool:
+def _mounts() -> list[tuple[str, str]]:
+    """(where, kind) of each file system, where the system tells."""
     try:
-        mounts = Path("/proc/self/mounts").read_text().splitlines()
+        lines = Path("/proc/self/mounts").read_text().splitlines()
     except OSError:
-        return False
-    return any(mount.split()[1:3] == [str(path), "tmpfs"] for mount in mounts)
+        return []
+    return [(where, kind) for _, where, kind, *_ in (line.split() for line in lines)]
+
+
+def _is_tmpfs(path: Path) -> bool:
+    return (str(path), "tmpfs") in _mounts()
 
 
 def _is_on_tmpfs(directory: Path) -> bool:
     """Elsewhere a page that was claimed may still be impossible to write: where pages are copied on write."""
-    try:
-        mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
-    except OSError:
-        return False
-    path = str(directory.resolve())
-    around = [(where, kind) for where, kind in mounts if (path + "/").startswith(where.rstrip("/") + "/")]
+    path = f"{directory.resolve()}/"
+    around = [(where, kind) for where, kind in _mounts() if path.startswith(where.rstrip("/") + "/")]
     return max(around, key=lambda mount: len(mount[0]), default=("", ""))[1] == "tmpfs"
 
 
