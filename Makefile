@@ -14,6 +14,8 @@ JOBS ?= 2
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
 CHECKED = $(wildcard src tests benchmarks examples)
 SOURCES := $(shell find src -name '*.py')
+# A process of pytest that died is not replaced: what waits for its results might wait for ever.
+IN_PARALLEL = -n $(JOBS) --dist loadfile --max-worker-restart 0
 COMPILED_TESTS := tests/unit tests/processes/test_kill.py tests/processes/test_disk.py tests/processes/test_attached.py
 
 # What can be compiled here is: benchmarks measure what released wheels contain. `COMPILED=no` measures the sources.
@@ -30,11 +32,11 @@ demo: .venv/.installed ## Watch four nodes survive the death of their primary (u
 	@.venv/bin/hotspare demo
 
 test: .venv/.installed-dev ## Run the tests (at most eight minutes on two cores)
-	@.venv/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@.venv/bin/python -m pytest $(IN_PARALLEL) $(ARGS)
 
 test-compiled: .compiled/.installed-dev ## Compile hotspare, and run the tests of it that take no source
 	@.compiled/bin/python -m tests.simulation --seeds 300
-	@.compiled/bin/python -m pytest -n $(JOBS) --dist loadfile $(or $(ARGS),$(COMPILED_TESTS))
+	@.compiled/bin/python -m pytest $(IN_PARALLEL) $(or $(ARGS),$(COMPILED_TESTS))
 
 check: .venv/.installed-dev ## Check format, lint and types
 	@.venv/bin/ruff format --check $(CHECKED)

@@ -55,17 +55,24 @@ def copy_store(source: Path, target: Path) -> None:
 
 
 def _copy_with_holes(source: str, target: str) -> None:
-    with open(source, "rb") as old, open(target, "wb") as new:
-        end, size_bytes = 0, os.fstat(old.fileno()).st_size
+    with open(target, "wb") as new:
+        for begin, data in parts_of(Path(source)):
+            new.seek(begin)
+            new.write(data)
+        new.truncate(os.stat(source).st_size)
+    shutil.copystat(source, target)
+
+
+def parts_of(file: Path) -> Iterator[tuple[int, bytes]]:
+    """What is between the holes of the file, and where it begins."""
+    with file.open("rb") as reader:
+        end, size_bytes = 0, os.fstat(reader.fileno()).st_size
         with suppress(OSError):  # nothing but a hole follows
             while end < size_bytes:
-                begin = os.lseek(old.fileno(), end, os.SEEK_DATA)
-                end = os.lseek(old.fileno(), begin, os.SEEK_HOLE)
-                old.seek(begin)
-                new.seek(begin)
-                new.write(old.read(end - begin))
-        new.truncate(size_bytes)
-    shutil.copystat(source, target)
+                begin = os.lseek(reader.fileno(), end, os.SEEK_DATA)
+                end = os.lseek(reader.fileno(), begin, os.SEEK_HOLE)
+                reader.seek(begin)
+                yield begin, reader.read(end - begin)
 
 
 async def eventually(condition: Callable[[], Awaitable[Any]], what: str) -> Any:

@@ -15,7 +15,7 @@ from hotspare import AsyncSessionReplicator, Settings
 from hotspare.cli import main
 from hotspare.cluster.remote import RemoteEngine
 from hotspare.errors import Undecryptable
-from tests.processes.daemons import Daemon, Daemons, free_addresses
+from tests.processes.daemons import Daemon, Daemons, free_addresses, parts_of
 from tests.processes.proxy import Network
 
 MINUTE_MS = 60_000
@@ -30,7 +30,8 @@ def client(daemons: Daemons, *keys: str) -> AsyncSessionReplicator:
 
 
 def everything_in(directory: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in directory.rglob("*") if path.is_file())
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return b"".join(data for file in files for _, data in parts_of(file))
 
 
 async def test_stores_wires_and_logs_hold_only_ciphertext(daemons: Daemons) -> None:
