@@ -46,6 +46,15 @@ def test_a_server_alone_leads_only_after_its_vote_is_durable() -> None:
     assert net.node("a").is_leader
 
 
+def test_a_server_alone_that_comes_back_waits_for_nobody() -> None:
+    net = Network("a")
+    net.elect("a")
+    net.crash("a")
+    net.restart("a")
+    net.advance(TICK_MS)
+    assert net.node("a").is_leader
+
+
 def test_a_new_leader_commits_an_empty_entry_of_its_own_term() -> None:
     net = Network("abc")
     leader = net.elect("b")

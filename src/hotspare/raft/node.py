@@ -236,6 +236,8 @@ class Node:
         self._patience_ms = 0
         self._election_deadline_ms = 0
         self._arm_election()
+        if log.voters == (id,):  # there is nobody to wait for
+            self._election_deadline_ms = now_ms
         self._forget_leading()
 
     def _forget_leading(self) -> None:

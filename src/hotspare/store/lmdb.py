@@ -571,9 +571,25 @@ class LmdbView(NamedTuple):
     node: LmdbSpace
     log: LmdbSpace
     table: LmdbSpace
-    sessions: LmdbSpace
+    sessions: LmdbRows
     indexed: int
     """How many sessions the expiry index names."""
+
+
+class LmdbRows:
+    """Of one database, from both ends. For millions of them: the cursor's own iterators, which raise
+    lmdb.Error."""
+
+    def __init__(self, txn: lmdb.Transaction[bytes], database: lmdb._Database) -> None:
+        self._txn = txn
+        self._database = database
+        self.count: int = txn.stat(database)["entries"]
+
+    def forwards(self) -> Iterator[tuple[bytes, bytes]]:
+        return self._txn.cursor(self._database).iternext()
+
+    def backwards(self) -> Iterator[tuple[bytes, bytes]]:
+        return self._txn.cursor(self._database).iterprev()
 
 
 @contextmanager
@@ -594,11 +610,10 @@ def view(path: str | os.PathLike[str]) -> Iterator[LmdbView | None]:
             return
         with environment.begin() as txn:
             current = generations[int(txn.get(GENERATION_KEY, b"0", store))]
-            node_space, log_space, table, sessions = (
-                LmdbSpace(directory, txn, database)
-                for database in (node, log, current.table, current.sessions)
+            node_space, log_space, table = (
+                LmdbSpace(directory, txn, database) for database in (node, log, current.table)
             )
-            indexed = txn.stat(current.expiry)["entries"]
+            sessions, indexed = LmdbRows(txn, current.sessions), txn.stat(current.expiry)["entries"]
             yield LmdbView(node_space, log_space, table, sessions, indexed)
 
 
