@@ -72,6 +72,11 @@ class InProcessCluster:
         self.own_settings = self._settings(own)
         self.others = {address: self._start(resources, address) for address in others}
 
+    @property
+    def processes(self) -> list[int]:
+        """Of the others."""
+        return [other.process.pid for other in self.others.values()]
+
     def _settings(self, address: str) -> Settings:
         others = [other for other in self._addresses if other != address]
         return {"node": address, "replica_nodes": others, **self._common}
@@ -256,6 +261,10 @@ class DaemonCluster:
             command += ["--replicas", ",".join(self.addresses)]
             command += ["--data-dir", str(Path(self._directory, address.replace(":", "-"))), *self._options]
             self._daemons[address] = Child(command, stdout=subprocess.DEVNULL)
+
+    @property
+    def processes(self) -> list[int]:
+        return [daemon.process.pid for daemon in self._daemons.values()]
 
     def cpu_seconds(self, address: str) -> float:
         """What a daemon has used so far, in its own code and in the system's."""

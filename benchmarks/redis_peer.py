@@ -64,6 +64,8 @@ class RedisPeer:
         )
         self._cleanup = contextlib.ExitStack()
         self.port = 0
+        self.processes: list[int] = []
+        """The primary's, then those of the replicas."""
 
     def __enter__(self) -> RedisPeer:
         with contextlib.ExitStack() as undo:
@@ -99,6 +101,7 @@ class RedisPeer:
             start_new_session=True,
         )
         undo.callback(_stop, process)
+        self.processes.append(process.pid)
         return port
 
     def _await_replicas(self, undo: contextlib.ExitStack, ports: list[int]) -> None:

@@ -26,6 +26,7 @@ from benchmarks.clusters import (
     start_leading_node,
     wait_until,
 )
+from benchmarks.cores import dealt_out
 from benchmarks.redis_peer import Items, RedisPeer
 from benchmarks.runner import Better, Row, Run, Sample, Sides, Target
 from benchmarks.sessions import TTL_MS, decode, encode
@@ -54,8 +55,8 @@ REDIS_WRITERS = "redis.asyncio, SET + WAIT in one request"
 REDIS_WRITERS_TWICE = "redis.asyncio, SET, then WAIT"
 FOR_A_QUORUM = 'the same with ack="quorum"'
 REDIS_ON_DISK = "redis-py pipelines of 100, appendfsync always"
-REDIS_SINGLE = "redis-py SET, then WAIT 1"
-REDIS_SINGLE_AWAIT = "redis.asyncio SET, then WAIT 1"
+REDIS_SINGLE = "redis-py (asyncio) SET, then WAIT 1"
+REDIS_SINGLE_BLOCKING = "redis-py SET, then WAIT 1"
 IN_THE_CLEAR = "the same without TLS and key"
 
 PROMISES = {
@@ -135,28 +136,51 @@ def _get_from_peer_at_once(run: Run, resources: ExitStack) -> Sides:
     return {REDIS_GET: _read_at_once(run, resources, [id for id, _ in items], "redis", str(peer.port))}
 
 
-def _single_store_on_node(run: Run, resources: ExitStack) -> Sample:
-    return _single_stores_into(blocking_node(InProcessCluster(resources), resources), run)
-
-
-def _single_stores_into(node: Any, run: Run, ack: Ack = "quorum") -> Sample:
+def _single_stores_into(node: Any, run: Run, processes: list[int], ack: Ack = "quorum") -> Sample:
     def sample() -> float:
         items = dict(run.items(run.scale.single_stores))
-        return _median_time(lambda id: node.store_session(id, items[id], TTL_MS, ack=ack), list(items))
+        with dealt_out(processes):
+            return _median_time(lambda id: node.store_session(id, items[id], TTL_MS, ack=ack), list(items))
 
     return sample
 
 
-def _awaited_node(resources: ExitStack) -> tuple[LoopThread, Any]:
+def _single_store_on_blocking_node(run: Run, resources: ExitStack, ack: Ack = "quorum") -> Sample:
+    cluster = InProcessCluster(resources)
+    return _single_stores_into(blocking_node(cluster, resources), run, cluster.processes, ack)
+
+
+def _single_store_for_all(run: Run, resources: ExitStack) -> Sample:
+    return _single_store_on_blocking_node(run, resources, "all")
+
+
+def _single_store_for_a_quorum(run: Run, resources: ExitStack) -> Sides:
+    return {FOR_A_QUORUM: _single_store_on_blocking_node(run, resources)}
+
+
+def _single_store_on_blocking_peer(run: Run, resources: ExitStack) -> Sides:
+    if (peer := run.redis) is None:
+        return {}
+
+    def sample() -> float:
+        items = run.items(run.scale.single_stores)
+        with dealt_out(peer.processes):
+            return MICROSECONDS * statistics.median(redis_peer.single_store_times(peer, items))
+
+    return {REDIS_SINGLE_BLOCKING: sample}
+
+
+def _awaited_node(resources: ExitStack) -> tuple[LoopThread, Any, InProcessCluster]:
     """The bench's own node, leading, with the loop on which its verbs are awaited."""
+    cluster = InProcessCluster(resources)
     loop = resources.enter_context(LoopThread())
-    node = loop.run(start_leading_node(InProcessCluster(resources)))
+    node = loop.run(start_leading_node(cluster))
     resources.callback(lambda: loop.run(node.stop()))
-    return loop, node
+    return loop, node, cluster
 
 
-def _single_await_on_node(run: Run, resources: ExitStack) -> Sample:
-    loop, node = _awaited_node(resources)
+def _single_store_on_node(run: Run, resources: ExitStack) -> Sample:
+    loop, node, cluster = _awaited_node(resources)
 
     async def times(items: Items) -> list[float]:
         clock, times = time.perf_counter, []
@@ -166,26 +190,12 @@ def _single_await_on_node(run: Run, resources: ExitStack) -> Sample:
             times.append(clock() - started)
         return times
 
-    return lambda: MICROSECONDS * statistics.median(loop.run(times(run.items(run.scale.single_stores))))
-
-
-def _single_await_on_peer(run: Run, resources: ExitStack) -> Sides:
-    if (peer := run.redis) is None:
-        return {}
-
     def sample() -> float:
         items = run.items(run.scale.single_stores)
-        return MICROSECONDS * statistics.median(redis_peer.single_store_times_of_coroutines(peer, items))
+        with dealt_out(cluster.processes):
+            return MICROSECONDS * statistics.median(loop.run(times(items)))
 
-    return {REDIS_SINGLE_AWAIT: sample}
-
-
-def _single_store_for_all(run: Run, resources: ExitStack) -> Sample:
-    return _single_stores_into(blocking_node(InProcessCluster(resources), resources), run, "all")
-
-
-def _single_store_for_a_quorum(run: Run, resources: ExitStack) -> Sides:
-    return {FOR_A_QUORUM: _single_store_on_node(run, resources)}
+    return sample
 
 
 def _single_store_on_peer(run: Run, resources: ExitStack) -> Sides:
@@ -193,8 +203,9 @@ def _single_store_on_peer(run: Run, resources: ExitStack) -> Sides:
         return {}
 
     def sample() -> float:
-        times = redis_peer.single_store_times(peer, run.items(run.scale.single_stores))
-        return MICROSECONDS * statistics.median(times)
+        items = run.items(run.scale.single_stores)
+        with dealt_out(peer.processes):
+            return MICROSECONDS * statistics.median(redis_peer.single_store_times_of_coroutines(peer, items))
 
     return {REDIS_SINGLE: sample}
 
@@ -222,19 +233,20 @@ def _bulk_in_process(run: Run, resources: ExitStack) -> Sample:
 
 
 def _bulk_into_daemons(run: Run, resources: ExitStack) -> Sample:
-    client = _client_of_daemons(resources)
+    client, _ = _client_of_daemons(resources)
     return _stores_per_second(run, lambda items: _bulk_store_seconds(client, items))
 
 
-def _client_of_daemons(resources: ExitStack, *, secured: bool = False) -> Any:
+def _client_of_daemons(resources: ExitStack, *, secured: bool = False) -> tuple[Any, DaemonCluster]:
+    """A client of the first one, which leads."""
     daemons = DaemonCluster(resources, secured=secured)
     client = daemons.connect(resources, daemons.addresses[0])
     client.promote_to_primary()
-    return client
+    return client, daemons
 
 
 def _bulk_under_tls(run: Run, resources: ExitStack) -> Sample:
-    client = _client_of_daemons(resources, secured=True)
+    client, _ = _client_of_daemons(resources, secured=True)
     return _stores_per_second(run, lambda items: _bulk_store_seconds(client, items))
 
 
@@ -243,11 +255,13 @@ def _bulk_in_the_clear(run: Run, resources: ExitStack) -> Sides:
 
 
 def _single_store_under_tls(run: Run, resources: ExitStack) -> Sample:
-    return _single_stores_into(_client_of_daemons(resources, secured=True), run)
+    client, daemons = _client_of_daemons(resources, secured=True)
+    return _single_stores_into(client, run, daemons.processes)
 
 
 def _single_store_in_the_clear(run: Run, resources: ExitStack) -> Sides:
-    return {IN_THE_CLEAR: _single_stores_into(_client_of_daemons(resources), run)}
+    client, daemons = _client_of_daemons(resources)
+    return {IN_THE_CLEAR: _single_stores_into(client, run, daemons.processes)}
 
 
 def _bulk_into_peer(run: Run, resources: ExitStack) -> Sides:
@@ -280,7 +294,7 @@ def _bulk_onto_the_peers_disks(run: Run, resources: ExitStack) -> Sides:
 
 
 def _writers_on_node(run: Run, resources: ExitStack) -> Sample:
-    loop, node = _awaited_node(resources)
+    loop, node, _ = _awaited_node(resources)
 
     async def write(share: Items) -> None:
         for id, data in share:
@@ -555,13 +569,13 @@ ROWS = (
         peers=_single_store_on_peer,
     ),
     Row(
-        name="single-await",
-        title="a single store, awaited on an event loop, p50",
+        name="single-blocking",
+        title="a single store by a thread that blocks, p50",
         unit="µs",
         better=Better.LOWER,
-        targets=(Target(REDIS_SINGLE_AWAIT, floor=1, aim=2),),
-        hotspare=_single_await_on_node,
-        peers=_single_await_on_peer,
+        targets=(Target(REDIS_SINGLE_BLOCKING, floor=1, aim=2),),
+        hotspare=_single_store_on_blocking_node,
+        peers=_single_store_on_blocking_peer,
     ),
     Row(
         name="bulk-tls",
