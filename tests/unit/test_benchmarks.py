@@ -19,6 +19,7 @@ import redis
 
 import hotspare
 from benchmarks.__main__ import main
+from benchmarks.cores import dealt_out
 from benchmarks.redis_peer import RedisPeer, find_server
 from benchmarks.rows import ROWS
 from benchmarks.runner import HOTSPARE, QUICK, Better, Measurement, Row, Run, Target, Verdict, judge, measure
@@ -122,6 +123,20 @@ def holds_sessions(server: str) -> bool:
             return client.dbsize() > 0
         except redis.RedisError:
             return False
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not let itself be told")
+def test_processes_are_dealt_out_over_the_cores_in_turn_and_set_free_again():
+    allowed = os.sched_getaffinity(0)
+    first, *rest = sorted(allowed)
+    with subprocess.Popen(["sleep", "60"]) as one, subprocess.Popen(["sleep", "60"]) as gone:
+        gone.kill()
+        gone.wait()
+        with dealt_out([one.pid, gone.pid]):
+            assert os.sched_getaffinity(0) == {first}
+            assert os.sched_getaffinity(one.pid) == {rest[0] if rest else first}
+        assert os.sched_getaffinity(0) == os.sched_getaffinity(one.pid) == allowed
+        one.kill()
 
 
 def test_a_ratio_says_how_many_times_better_hotspare_is_whichever_way_the_unit_points():

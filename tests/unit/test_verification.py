@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from hotspare.cluster import verification
-from hotspare.cluster.verification import inspect_store, verify_store
+from hotspare.cluster.verification import FIRST, LAST, Half, _difference, inspect_store, look, verify_store
 from hotspare.errors import StoreCorrupt, StoreError
 from hotspare.record import data_checksum, pack_record, verify_record
 from hotspare.store import journal
 from hotspare.store.journal import Identity
 from hotspare.store.lmdb import LmdbStore
-from hotspare.table import Table, recount
+from hotspare.table import Table, Totals, recount
 
 NODE = "127.0.0.1:7401"
 PAGE_BYTES = 4096
@@ -52,6 +52,23 @@ def test_a_store_as_its_node_left_it_passes(tmp_path):
     fill(tmp_path / "used", 1000)
     assert inspect_store(tmp_path / "used") == (NODE, "")
     opened(tmp_path / "used").close()
+
+
+@pytest.mark.parametrize("count", range(1, 5))
+def test_the_two_halves_of_a_store_meet(tmp_path, count):
+    fill(tmp_path, count)
+    halves = [look(tmp_path, half) for half in (FIRST, LAST)]
+    assert [half.counted.sessions for half in halves] == [count // 2, count - count // 2]
+    assert len({half.border for half in halves}) == 1
+    assert inspect_store(tmp_path) == (NODE, "")
+
+
+def test_sessions_between_the_halves_are_noticed():
+    """Damage may show rows that the count does not count."""
+    one, all_of_them = Totals(1, 10, 5), Totals(2, 20, 10)
+    first = Half(NODE, "", one, all_of_them, 2, "62")
+    assert _difference(first, first) == ""
+    assert "not those that were stored" in _difference(first, first._replace(border="63"))
 
 
 def verify_store_of_new_directory(path: Path) -> None:
