@@ -46,7 +46,7 @@ class Scale:
 
 
 FULL = Scale(
-    repetitions=7,
+    repetitions=11,
     reads=5_000,
     reading_seconds=1.0,
     stores=50_000,

@@ -329,24 +329,27 @@ async def test_a_daemon_that_comes_back_without_its_state_shows_nothing_older(
     await daemons.settled()
     daemon = daemons[1]
     ends = threading.Event()
+    all_attached = threading.Barrier(4)
 
     def count() -> int:
-        """One writer; whoever reads sees its numbers grow."""
+        """One writer; whoever reads sees its numbers grow. It ends with a write whose outcome is known."""
         with SessionReplicator(attach=(daemon if is_writing else daemons[0]).address) as sessions:
-            n = 0
-            while not ends.is_set():
-                try:
+            all_attached.wait(PATIENCE_SECONDS)
+            n, is_known = 0, False
+            while not (ends.is_set() and is_known):
+                is_known = False
+                with suppress(Unavailable, OutcomeUnknown):
                     sessions.store_session("s1", {"n": n + 1}, MINUTE_MS)
-                except (Unavailable, OutcomeUnknown):
-                    continue
-                n += 1
-                if is_writing:
+                    is_known = True
+                    n += 1
+                if is_writing and is_known:
                     with suppress(StaleRead, NotReady):
                         assert sessions.get_session("s1") == {"n": n}
             return n
 
     def watch() -> int:
         with attached(daemon) as sessions:
+            all_attached.wait(PATIENCE_SECONDS)
             soon(lambda: sessions.get_session("s1"))
             seen = reads = 0
             while not ends.is_set():
@@ -364,6 +367,7 @@ async def test_a_daemon_that_comes_back_without_its_state_shows_nothing_older(
 
     threads = [asyncio.create_task(asyncio.to_thread(each)) for each in (count, watch, watch)]
     try:
+        await asyncio.to_thread(all_attached.wait, PATIENCE_SECONDS)
         for _ in range(2):
             await asyncio.sleep(0.1)  # some writes later
             daemon.kill()

@@ -532,6 +532,20 @@ def test_a_full_memory_is_an_error_and_does_not_end_the_process(tmp_path):
     assert "StoreFull" in found.stderr
 
 
+USE_UP = """
+with suppress(OSError), open(sys.argv[1] + '/rest', 'wb', buffering=0) as rest:
+    while True:
+        rest.write(bytes(4096))
+"""
+
+
+def test_a_full_memory_ends_no_reader(tmp_path):
+    read = "print(len([store.snapshot() for _ in range(500)]))\n"
+    program = "from contextlib import suppress\n" + opened_and_filled() + USE_UP + read
+    found = run_on_small_tmpfs(program, tmp_path, "16m")
+    assert found.stdout == "500\n", (found.returncode, found.stderr)
+
+
 def test_many_small_sessions_fit_into_a_small_memory(tmp_path):
     program = opened_and_filled() + (
         "txn = store.begin()\n"

@@ -40,11 +40,12 @@ import secrets
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 from urllib.parse import quote
 
 import lmdb
@@ -200,7 +201,9 @@ class LmdbStore:
                 _claim(directory, "" if durable else boot_id or current_boot_id())
                 if inspect is not None and (directory / _DATA).exists():
                     inspect(directory)
-                environment = lmdb.open(
+                is_in_place = not durable and _is_on_tmpfs(directory)
+                open_environment = partial(
+                    lmdb.open,
                     str(directory),
                     map_size=_map_size_bytes(directory, map_size_bytes, durable),
                     max_dbs=MAX_DATABASES,
@@ -209,8 +212,12 @@ class LmdbStore:
                     mode=0o600,
                     sync=durable,
                     metasync=durable,
-                    writemap=not durable and _is_on_tmpfs(directory),
+                    writemap=is_in_place,
                 )
+                if is_in_place:
+                    open_environment().close()
+                    _claim_all(directory / _LOCK)
+                environment = open_environment()
                 try:
                     if durable:
                         _sync_directory(directory)
@@ -379,18 +386,15 @@ class LmdbTransaction:
         staged = self._staged()
         table: list[tuple[bytes, bytes]] = []
         sessions: list[tuple[bytes, bytes]] = []
-        for space, key, value in rows:
-            (sessions if space == "sessions" else table).append((key, value))
+        for name, key, value in rows:
+            (sessions if name == "sessions" else table).append((key, value))
         expiry = [(record[:EXPIRY_BYTES] + id, b"") for id, record in sessions]
-        with self._store._translated():
-            for database, part in (
-                (staged.table, table),
-                (staged.sessions, sessions),
-                (staged.expiry, expiry),
-            ):
-                if self._store._room is not None:
-                    self._store._room.claim(self._txn, database, part)
-                _put(self._txn, database, part)
+        room = self._store._room
+        for database, part in ((staged.table, table), (staged.sessions, sessions), (staged.expiry, expiry)):
+            space = LmdbSpace(self._store.path, self._txn, database, room)
+            space.update(part)
+            with self._store._translated():
+                space.write()
 
     def discard_staged(self) -> None:
         other = self._store._generations[1 - self._current.number]
@@ -445,7 +449,7 @@ class LmdbTransaction:
 class LmdbSpace(dict[bytes, bytes | None]):
     """The changes of this transaction (None: deleted), over what the database holds."""
 
-    __slots__ = ("_database", "_path", "_room", "_txn")
+    __slots__ = ("_database", "_deletes", "_path", "_room", "_txn")
 
     def __init__(
         self,
@@ -459,6 +463,7 @@ class LmdbSpace(dict[bytes, bytes | None]):
         self._txn = txn
         self._database = database
         self._room = room
+        self._deletes = False
 
     def get(self, key: bytes, /) -> bytes | None:  # type: ignore[override]
         if key in self:
@@ -471,8 +476,13 @@ class LmdbSpace(dict[bytes, bytes | None]):
     def pop(self, key: bytes, default: None = None, /) -> bytes | None:  # type: ignore[override]
         value = self.get(key)
         if value is not None:
-            self[key] = None
+            self.delete(key)
         return value
+
+    def delete(self, key: bytes) -> None:
+        """Whether it is there or not."""
+        self[key] = None
+        self._deletes = True
 
     def scan(self, start: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         with _translated(self._path):
@@ -485,12 +495,18 @@ class LmdbSpace(dict[bytes, bytes | None]):
         """Brings the changes into the database (still within the transaction)."""
         if not self:
             return
-        rows = [(key, value) for key, value in self.items() if value is not None]
-        deleted = [key for key, value in self.items() if value is None] if len(rows) < len(self) else []
+        deleted: list[bytes] = []
+        if self._deletes:
+            deleted = sorted([key for key, value in self.items() if value is None])
+            for key in deleted:
+                del self[key]
+            self._deletes = False
+        there = cast(dict[bytes, bytes], self)  # by now
         if self._room is not None:
-            self._room.claim(self._txn, self._database, rows, len(deleted))
-        _put(self._txn, self._database, rows)
-        deleted.sort()
+            self._room.claim(self._txn, self._database, there.keys(), there.values(), len(deleted))
+        if there:
+            keys = sorted(there)  # twice as fast as to sort the pairs
+            _put(self._txn, self._database, list(zip(keys, map(there.__getitem__, keys), strict=True)))
         for key in deleted:
             self._txn.delete(key, b"", self._database)
         self.clear()
@@ -515,7 +531,7 @@ class LmdbExpiry:
             self._store._quiet_until_ms = expires_at_ms
 
     def discard(self, expires_at_ms: int, id: bytes, /) -> None:
-        self.keys[expires_at_ms.to_bytes(EXPIRY_BYTES, "big") + id] = None
+        self.keys.delete(expires_at_ms.to_bytes(EXPIRY_BYTES, "big") + id)
 
     def due(self, now_ms: int, limit: int, /) -> list[tuple[int, bytes]]:
         if now_ms < self._store._quiet_until_ms:
@@ -638,19 +654,21 @@ class _Room:
         self,
         txn: lmdb.Transaction[bytes],
         database: lmdb._Database,
-        rows: list[tuple[bytes, bytes]],
-        deleted: int = 0,
+        keys: Collection[bytes],
+        values: Collection[bytes],
+        deleted: int,
     ) -> None:
         """Before these rows are written and so many deleted. Raises OSError if there is no room.
 
         Each row has a leaf copied, unless others do, with the branches above it; each copy may split. What is
         new beyond that fills pages by halves at least. A long value has pages of its own.
         """
-        stat, changes = txn.stat(database), len(rows) + deleted
+        stat, changes = txn.stat(database), len(keys) + deleted
         leaves = min(changes, stat["leaf_pages"])
         branches = min(changes * stat["depth"], stat["branch_pages"])
-        new_bytes = sum([len(key) + len(value) + _NODE_BYTES for key, value in rows])
-        long = sum([1 for _, value in rows if 4 * len(value) > self._page_bytes])
+        new_bytes = sum(map(len, keys)) + sum(map(len, values)) + _NODE_BYTES * len(keys)
+        is_long = 4 * max(map(len, values), default=0) > self._page_bytes
+        long = sum([4 * len(value) > self._page_bytes for value in values]) if is_long else 0
         self._claim(2 * (leaves + branches + long) + 3 * (new_bytes // self._page_bytes))
 
     def claim_list_of_free(self, pages: int) -> None:
@@ -699,10 +717,9 @@ def _pages(txn: lmdb.Transaction[bytes], database: lmdb._Database) -> int:
 
 
 def _put(txn: lmdb.Transaction[bytes], database: lmdb._Database, rows: list[tuple[bytes, bytes]]) -> None:
-    if rows:
-        rows.sort()
-        with txn.cursor(database) as cursor:
-            cursor.putmulti(rows)
+    """In the order of their keys."""
+    with txn.cursor(database) as cursor:
+        cursor.putmulti(rows)
 
 
 # The directory
@@ -840,6 +857,17 @@ def _fill_up(data: Path, environment: lmdb.Environment) -> None:
     size_bytes = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     if data.stat().st_size < size_bytes:
         os.truncate(data, size_bytes)
+
+
+def _claim_all(lock: Path) -> None:
+    """LMDB makes its lock file with a hole in it: a reader that finds its place there, and no room left in
+    the file system, would be killed (SIGBUS). Not while LMDB has it open: whoever closes a file lets go of
+    all locks that the process has on it. Raises OSError if there is no room."""
+    file = os.open(lock, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fallocate(file, 0, os.fstat(file).st_size)
+    finally:
+        os.close(file)
 
 
 # Errors
