@@ -561,7 +561,7 @@ ROWS = (
     ),
     Row(
         name="single",
-        title="a single store, p50",
+        title="a single store, awaited on an event loop, p50",
         unit="µs",
         better=Better.LOWER,
         targets=(Target(REDIS_SINGLE, floor=1, aim=2),),

@@ -331,14 +331,6 @@ class Node:
         active = [progress for progress in candidates if progress.active]
         return max(active, key=lambda progress: progress.match).id if active else NOBODY
 
-    def has_caught_up(self, id: ServerId) -> bool:
-        """Whether a follower of this leader would not hold up commits if it voted: all that is committed
-        has been sent to it, and little of it is still on its way."""
-        progress = self.progress.get(id)
-        if progress is None or progress.state is not State.REPLICATE or not progress.active:
-            return False
-        return progress.next > self.log.commit and progress.in_flight_bytes <= MAX_APPEND_BYTES
-
     # -- time ----------------------------------------------------------------------------------------------
 
     def tick(self, now_ms: int) -> None:
