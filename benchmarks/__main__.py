@@ -119,7 +119,14 @@ def _print(measurements: list[Measurement], console: Console) -> None:
         console.print(f"[bold]{side}[/bold]: {promise}", highlight=False)
 
 
+def _stop(*_: object) -> None:
+    """As Python does, but not with its own handler: asyncio would take that one's place and cancel what runs,
+    and a client of Redis may swallow that."""
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _stop)
     # A bench that is told to end takes its servers with it, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main(sys.argv[1:]))

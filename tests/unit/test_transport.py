@@ -454,6 +454,20 @@ async def test_a_peer_that_is_not_admitted_hears_why_and_is_admitted_later(start
     await until(lambda: a.events)
 
 
+@pytest.mark.parametrize("turns", range(4))
+async def test_who_comes_at_the_moment_of_the_end_is_hung_up_on(start, turns):
+    """Whatever is accepted by then must not outlive the loop."""
+    node = await start("n1")
+    with socket.create_connection((node.address.host, node.address.port)) as caller:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await node.transport.stop()
+        caller.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            while caller.recv(1000):
+                pass
+
+
 async def test_peers_of_another_machine_are_not_dialled_without_a_key(start):
     a = await start("a")
     a.transport.dial("b", Address("192.0.2.1", 7401))

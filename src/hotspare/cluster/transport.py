@@ -62,6 +62,9 @@ HANDSHAKE_TIMEOUT_MS = 2000
 MAX_HANDSHAKES = 64
 """Strangers at once. One more, and the one who has been silent longest has to go."""
 
+ACCEPT_TURNS = 4
+"""Of the event loop: from the moment in which it accepts a connection until that one has been turned away."""
+
 MAX_CLIENTS = 800
 """Each takes a file descriptor, and a process commonly has 1024 of them."""
 
@@ -198,7 +201,6 @@ class Transport:
     async def stop(self) -> None:
         """Stops listening, says why, and closes everything in bounded time. No peer is called down for it."""
         self._stopping = True
-        self._close_servers()
         peers, self._peers = self._peers, {}
         for peer in peers.values():
             peer.stop()
@@ -206,8 +208,20 @@ class Transport:
         farewell = Rejected(RejectionCode.SHUTTING_DOWN, f"node {self._hello().name} is shutting down")
         for connection in accepted:
             connection.part(farewell)
+        await self._stop_listening()
         await _end([*accepted, *(peer.connection for peer in peers.values() if peer.connection is not None)])
         await asyncio.gather(*(peer.task for peer in peers.values()), return_exceptions=True)
+
+    async def _stop_listening(self) -> None:
+        """Whoever is accepted this moment comes to light and is hung up on. asyncio would lose a connection
+        that it is accepting while its server is closed: so nobody new is accepted before."""
+        loop = asyncio.get_running_loop()
+        for server in self._servers:
+            for listening in server.sockets:
+                loop.remove_reader(listening.fileno())
+        await _turn(loop_turns=ACCEPT_TURNS)
+        self._close_servers()
+        await _turn(loop_turns=ACCEPT_TURNS)
 
     def _close_servers(self) -> None:
         for server in self._servers:
@@ -346,6 +360,11 @@ class Transport:
         host = connection.remote.host if connection.remote else "somebody"
         level = self._complaints.level(f"{host}: {problem}")
         logger.log(level, "refused a connection from %s: %s", connection.remote, problem)
+
+
+async def _turn(*, loop_turns: int) -> None:
+    for _ in range(loop_turns):
+        await asyncio.sleep(0)
 
 
 async def _end(connections: list[Connection]) -> None:
