@@ -201,6 +201,7 @@ class Transport:
     async def stop(self) -> None:
         """Stops listening, says why, and closes everything in bounded time. No peer is called down for it."""
         self._stopping = True
+        self._close_servers()
         peers, self._peers = self._peers, {}
         for peer in peers.values():
             peer.stop()
@@ -208,20 +209,9 @@ class Transport:
         farewell = Rejected(RejectionCode.SHUTTING_DOWN, f"node {self._hello().name} is shutting down")
         for connection in accepted:
             connection.part(farewell)
-        await self._stop_listening()
+        await _turn(loop_turns=ACCEPT_TURNS)
         await _end([*accepted, *(peer.connection for peer in peers.values() if peer.connection is not None)])
         await asyncio.gather(*(peer.task for peer in peers.values()), return_exceptions=True)
-
-    async def _stop_listening(self) -> None:
-        """Whoever is accepted this moment comes to light and is hung up on. asyncio would lose a connection
-        that it is accepting while its server is closed: so nobody new is accepted before."""
-        loop = asyncio.get_running_loop()
-        for server in self._servers:
-            for listening in server.sockets:
-                loop.remove_reader(listening.fileno())
-        await _turn(loop_turns=ACCEPT_TURNS)
-        self._close_servers()
-        await _turn(loop_turns=ACCEPT_TURNS)
 
     def _close_servers(self) -> None:
         for server in self._servers:
