@@ -158,16 +158,20 @@ def _single_store_for_a_quorum(run: Run, resources: ExitStack) -> Sides:
     return {FOR_A_QUORUM: _single_store_on_blocking_node(run, resources)}
 
 
-def _single_store_on_blocking_peer(run: Run, resources: ExitStack) -> Sides:
+def _single_stores_into_peer(run: Run, side: str, times: Callable[[RedisPeer, Items], list[float]]) -> Sides:
     if (peer := run.redis) is None:
         return {}
 
     def sample() -> float:
         items = run.items(run.scale.single_stores)
         with dealt_out(peer.processes):
-            return MICROSECONDS * statistics.median(redis_peer.single_store_times(peer, items))
+            return MICROSECONDS * statistics.median(times(peer, items))
 
-    return {REDIS_SINGLE_BLOCKING: sample}
+    return {side: sample}
+
+
+def _single_store_on_blocking_peer(run: Run, resources: ExitStack) -> Sides:
+    return _single_stores_into_peer(run, REDIS_SINGLE_BLOCKING, redis_peer.single_store_times)
 
 
 def _awaited_node(resources: ExitStack) -> tuple[LoopThread, Any, InProcessCluster]:
@@ -199,15 +203,7 @@ def _single_store_on_node(run: Run, resources: ExitStack) -> Sample:
 
 
 def _single_store_on_peer(run: Run, resources: ExitStack) -> Sides:
-    if (peer := run.redis) is None:
-        return {}
-
-    def sample() -> float:
-        items = run.items(run.scale.single_stores)
-        with dealt_out(peer.processes):
-            return MICROSECONDS * statistics.median(redis_peer.single_store_times_of_coroutines(peer, items))
-
-    return {REDIS_SINGLE: sample}
+    return _single_stores_into_peer(run, REDIS_SINGLE, redis_peer.single_store_times_of_coroutines)
 
 
 # -- throughput --------------------------------------------------------------------------------------------

@@ -209,7 +209,8 @@ class Transport:
         farewell = Rejected(RejectionCode.SHUTTING_DOWN, f"node {self._hello().name} is shutting down")
         for connection in accepted:
             connection.part(farewell)
-        await _turn(loop_turns=ACCEPT_TURNS)
+        for _ in range(ACCEPT_TURNS):
+            await asyncio.sleep(0)
         await _end([*accepted, *(peer.connection for peer in peers.values() if peer.connection is not None)])
         await asyncio.gather(*(peer.task for peer in peers.values()), return_exceptions=True)
 
@@ -350,11 +351,6 @@ class Transport:
         host = connection.remote.host if connection.remote else "somebody"
         level = self._complaints.level(f"{host}: {problem}")
         logger.log(level, "refused a connection from %s: %s", connection.remote, problem)
-
-
-async def _turn(*, loop_turns: int) -> None:
-    for _ in range(loop_turns):
-        await asyncio.sleep(0)
 
 
 async def _end(connections: list[Connection]) -> None:
