@@ -21,6 +21,7 @@ from benchmarks.rows import PROMISES, ROWS
 from benchmarks.runner import FULL, QUICK, Measurement, Row, Run, measure
 
 ROWS_BY_NAME = {row.name: row for row in ROWS}
+NAME_WIDTH = 2 + max(map(len, ROWS_BY_NAME))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -28,7 +29,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         prog="python -m benchmarks",
         description="Measure hotspare beside what it replaces, on this machine.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="rows:\n" + "\n".join(f"  {row.name:14}{row.title}" for row in ROWS),
+        epilog="rows:\n" + "\n".join(f"  {row.name:{NAME_WIDTH}}{row.title}" for row in ROWS),
     )
     parser.add_argument("--quick", action="store_true", help="toy sizes: shows that it runs, not how fast")
     parser.add_argument(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import resource
 import socket
 import struct
 
@@ -14,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from hotspare.cluster import connection as connection_module
+from hotspare.cluster import listener
 from hotspare.cluster import transport as transport_module
 from hotspare.cluster.connection import Connection, Dialled, connect_client
 from hotspare.cluster.security import Security
@@ -454,7 +456,7 @@ async def test_a_peer_that_is_not_admitted_hears_why_and_is_admitted_later(start
     await until(lambda: a.events)
 
 
-@pytest.mark.parametrize("turns", [0, 1, 3])  # at 2, asyncio itself loses it
+@pytest.mark.parametrize("turns", range(5))
 async def test_who_comes_at_the_moment_of_the_end_is_hung_up_on(start, turns):
     """Whatever is accepted by then must not outlive the loop."""
     node = await start("n1")
@@ -466,6 +468,21 @@ async def test_who_comes_at_the_moment_of_the_end_is_hung_up_on(start, turns):
         with contextlib.suppress(ConnectionResetError):
             while caller.recv(1000):
                 pass
+
+
+async def test_without_a_descriptor_for_them_connections_wait_until_there_is_one(start, log, monkeypatch):
+    monkeypatch.setattr(listener, "RETRY_AFTER_S", 0.01)
+    node = await start("n1")
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as caller:
+        caller.setblocking(False)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1, limit[1]))
+        try:
+            await asyncio.get_running_loop().sock_connect(caller, (node.address.host, node.address.port))
+            await until(lambda: "no connection can be accepted for a moment: Too many open files" in log.text)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        await until(lambda: node.transport._strangers)
 
 
 async def test_peers_of_another_machine_are_not_dialled_without_a_key(start):
@@ -638,11 +655,11 @@ async def test_an_address_that_cannot_be_listened_on_is_an_error_that_says_why(
 
 
 async def test_a_port_that_is_not_ours_to_use_is_an_error_that_says_so(monkeypatch, start):
-    async def create_server(*_, **__):
+    def create_server(*_, **__):
         raise PermissionError(errno.EACCES, "error while attempting to bind")
 
     # Whoever runs the tests may well be allowed to.
-    monkeypatch.setattr(asyncio.get_running_loop(), "create_server", create_server, raising=False)
+    monkeypatch.setattr(socket, "create_server", create_server)
     with pytest.raises(ConfigError, match="this user may not listen on port 80"):
         await start("a", listen=Address("127.0.0.1", 80))
 

@@ -22,7 +22,6 @@ import logging
 import random
 from collections.abc import Callable, Iterable
 from secrets import token_bytes
-from typing import Any
 
 import msgspec
 
@@ -39,6 +38,7 @@ from hotspare.cluster.connection import (
     connect,
     describe,
 )
+from hotspare.cluster.listener import Listener
 from hotspare.cluster.security import NO_SECURITY, Security
 from hotspare.cluster.wire import (
     MAX_CLIENT_FRAME_BYTES,
@@ -61,9 +61,6 @@ HANDSHAKE_TIMEOUT_MS = 2000
 
 MAX_HANDSHAKES = 64
 """Strangers at once. One more, and the one who has been silent longest has to go."""
-
-ACCEPT_TURNS = 4
-"""Of the event loop: from the moment in which it accepts a connection until that one has been turned away."""
 
 MAX_CLIENTS = 800
 """Each takes a file descriptor, and a process commonly has 1024 of them."""
@@ -124,7 +121,7 @@ class Transport:
         self._on_refused = on_refused
         self._security = security
         self._resolver = Resolver()
-        self._servers: list[asyncio.Server] = []
+        self._listeners: list[Listener] = []
         self._stopping = False
         self._peers: dict[str, _Peer] = {}
         self._strangers: dict[Accepted, None] = {}  # in order of arrival
@@ -146,25 +143,21 @@ class Transport:
             ) from exc
         if self._security.loopback_only:
             self._require_loopback(hosts)
-        failures = [failure for host in hosts if (failure := await self._bind(host)) is not None]
-        if not self._servers:
+        failures = [failure for host in hosts if (failure := self._bind(host)) is not None]
+        if not self._listeners:
             raise self._cannot_listen(failures[0]) from failures[0]
 
-    async def _bind(self, host: str) -> OSError | None:
+    def _bind(self, host: str) -> OSError | None:
         """Why this machine has no such address, which one of several may well be. Raises ConfigError."""
-        loop = asyncio.get_running_loop()
         try:
-            # Not as typeshed says: uvloop's server is another class, and its sockets are a list.
-            server: Any = await loop.create_server(
-                lambda: Accepted(self, self._security), host, self._listen.port
-            )
+            listener = Listener(host, self._listen.port, lambda: Accepted(self, self._security))
         except OSError as exc:
             if exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 return exc
-            self._close_servers()
+            self._close_listeners()
             raise self._cannot_listen(exc) from exc
-        self._servers.append(server)
-        self._address = Address(self._listen.host, server.sockets[0].getsockname()[1])
+        self._listeners.append(listener)
+        self._address = Address(self._listen.host, listener.port)
         return None
 
     def _require_loopback(self, hosts: list[str]) -> None:
@@ -177,7 +170,6 @@ class Transport:
             )
 
     def _cannot_listen(self, failure: OSError) -> ConfigError:
-        # asyncio puts its own sentence before the system's; the number survives it.
         match failure.errno:
             case errno.EADDRINUSE:
                 problem = f"port {self._listen.port} of {self._listen.host} is in use"
@@ -201,7 +193,7 @@ class Transport:
     async def stop(self) -> None:
         """Stops listening, says why, and closes everything in bounded time. No peer is called down for it."""
         self._stopping = True
-        self._close_servers()
+        self._close_listeners()
         peers, self._peers = self._peers, {}
         for peer in peers.values():
             peer.stop()
@@ -209,14 +201,15 @@ class Transport:
         farewell = Rejected(RejectionCode.SHUTTING_DOWN, f"node {self._hello().name} is shutting down")
         for connection in accepted:
             connection.part(farewell)
-        for _ in range(ACCEPT_TURNS):
-            await asyncio.sleep(0)
-        await _end([*accepted, *(peer.connection for peer in peers.values() if peer.connection is not None)])
+        for listener in self._listeners:
+            await listener.closed()
+        dialled = [peer.connection for peer in peers.values() if peer.connection is not None]
+        await _end([*accepted, *self._strangers, *dialled])
         await asyncio.gather(*(peer.task for peer in peers.values()), return_exceptions=True)
 
-    def _close_servers(self) -> None:
-        for server in self._servers:
-            server.close()
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
 
     # Peers
 
@@ -279,6 +272,7 @@ class Transport:
 
     def _arrived(self, connection: Accepted) -> None:
         if self._stopping:
+            self._strangers[connection] = None
             connection.abort()
             return
         if len(self._strangers) >= MAX_HANDSHAKES:

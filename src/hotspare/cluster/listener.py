@@ -1,0 +1,76 @@
+"""A socket that listens, and what becomes of the connections that it accepts.
+
+asyncio's own server loses a connection that it accepts in the moment in which it is closed: nobody can hang
+up on it any more. Here every accepted socket belongs to somebody at every moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+BACKLOG = 100
+"""Connections that wait to be accepted, and how many are accepted in one turn of the event loop."""
+
+RETRY_AFTER_S = 1.0
+"""When the system has nothing left for another connection, a descriptor above all."""
+
+logger = logging.getLogger("hotspare.cluster")
+
+
+class Listener:
+    """Makes a connection of `new_protocol()` from whatever arrives, until it is stopped."""
+
+    def __init__(self, host: str, port: int, new_protocol: Callable[[], asyncio.BaseProtocol]) -> None:
+        """`host` is an IP address; port 0: any that is free. Raises OSError."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        self._socket.setblocking(False)
+        self._new_protocol = new_protocol
+        self._loop = asyncio.get_running_loop()
+        self._connecting: set[asyncio.Task[None]] = set()
+        """Accepted, and not known to their protocols yet."""
+        self._retry: asyncio.TimerHandle | None = None
+        self.port: int = self._socket.getsockname()[1]
+        self._loop.add_reader(self._socket, self._accept)
+
+    def close(self) -> None:
+        """Accepts nothing more; the port is free."""
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
+
+    async def closed(self) -> None:
+        """After `close`: returns when the protocols of all connections have heard of them."""
+        if self._connecting:
+            await asyncio.wait(self._connecting)
+
+    def _accept(self) -> None:
+        for _ in range(BACKLOG):
+            try:
+                accepted, _address = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as exc:
+                self._pause(exc)
+                return
+            task = self._loop.create_task(self._connect(accepted))
+            self._connecting.add(task)
+            task.add_done_callback(self._connecting.discard)
+
+    def _pause(self, failure: OSError) -> None:
+        logger.error("no connection can be accepted for a moment: %s", failure.strerror)
+        self._loop.remove_reader(self._socket)
+        self._retry = self._loop.call_later(RETRY_AFTER_S, self._loop.add_reader, self._socket, self._accept)
+
+    async def _connect(self, accepted: socket.socket) -> None:
+        try:
+            accepted.setblocking(False)
+            await self._loop.connect_accepted_socket(self._new_protocol, accepted)
+        except OSError as exc:  # the other end has gone already
+            logger.info("a connection was lost before it began: %s", exc.strerror)
+            accepted.close()
