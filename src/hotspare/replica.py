@@ -113,6 +113,8 @@ FORGET_ELECTIONS = 30
 for no more."""
 
 
+PATIENCE_MS = 2
+"""What was postponed for so long goes along with the next thing that is done."""
 MAX_ANCESTORS = 16
 """Of the clusters that ours came from, so many are told to those who may still belong to one of them."""
 
@@ -246,6 +248,8 @@ class Replica:
         """Whether somebody listens to what happens to the sessions: see `Work.events`."""
         self._works = 0
         """Handed out and not finished."""
+        self.postponed_ms = 0
+        """Since when (on the boot clock) what nobody needs at once waits for company; 0: nothing."""
         self._leading_term = 0
         self._leaderless_since_ms = now.boot_ms
         self._introduced_ms = 0
@@ -267,6 +271,12 @@ class Replica:
     def is_leader(self) -> bool:
         node = self.node
         return node is not None and node.is_leader
+
+    @property
+    def awaits_copies(self) -> bool:
+        """Whether this node leads and has entries that no majority holds yet."""
+        node = self.node
+        return node is not None and node.is_leader and node.log.commit < node.log.last_index
 
     @property
     def leader(self) -> str:
@@ -565,15 +575,22 @@ class Replica:
 
     # --- outputs ----------------------------------------------------------------------------------------
 
-    @property
-    def has_postponed(self) -> bool:
-        """Whether patience has left anything undone: to be done soon by `work` without it."""
-        node = self.node
-        return node is not None and (node.log.delivered < node.log.commit or node.has_postponed)
-
     def work(self, now: Now, *, patience: bool = False) -> Work | None:
         """The next group commit, or None when there is nothing to do just now. With `patience`, what nobody
-        waits for is left for later: see `raft.node`; and a follower that need not write applies later."""
+        waits for is postponed: see `raft.node`; and a follower that need not write applies later."""
+        work = self._next_work(now, patience)
+        if work is None:
+            self._note_postponed()
+        return work
+
+    def _note_postponed(self) -> None:
+        node = self.node
+        if node is None or not (node.log.delivered < node.log.commit or node.has_postponed):
+            self.postponed_ms = 0
+        elif not self.postponed_ms:
+            self.postponed_ms = self._now.boot_ms
+
+    def _next_work(self, now: Now, patience: bool) -> Work | None:
         self._now = self._outbox.now = now
         node = self.node
         if node is None or self._is_forking:
@@ -581,9 +598,12 @@ class Replica:
         if self._may_fork_now():
             self._works += 1
             return self._fork(node)
+        is_company = not node.is_leader
         if self._proposals or self._enrolments:
             self._propose(node)
-        patience = patience and not self._is_waited_for(now)
+            is_company = True
+        if patience and (self._is_waited_for(now) or (is_company and self._has_waited_enough(now))):
+            patience = False
         apply = not patience or self._applies_at_once(node)
         while node.has_ready(patience=patience, apply=apply) or self._unsaved_identity is not None:
             ready = node.ready(patience=patience, apply=apply)
@@ -605,9 +625,19 @@ class Replica:
         """Whether somebody, here or elsewhere, waits until copies show what is written."""
         return self._watched.is_watched(now.boot_ms) or self._leases.expects_barriers(now.boot_ms)
 
+    def _has_waited_enough(self, now: Now) -> bool:
+        return self.postponed_ms != 0 and now.boot_ms - self.postponed_ms >= PATIENCE_MS
+
     def _applies_at_once(self, node: Node) -> bool:
-        """Where entries are written, it is cheaper to apply others in the same transaction."""
-        return node.is_leader or not self.store.volatile or bool(self._relay) or self._reads.is_waiting
+        """Where entries are written, it is cheaper to apply others in the same transaction. Where all that
+        is here is committed, there is no company to be expected."""
+        return (
+            node.is_leader
+            or not self.store.volatile
+            or node.log.commit == node.log.last_index
+            or bool(self._relay)
+            or self._reads.is_waiting
+        )
 
     @property
     def has_outputs(self) -> bool:

@@ -34,6 +34,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from struct import Struct, pack, unpack
 from struct import error as struct_error
@@ -140,8 +141,10 @@ def recount(sessions: Iterable[tuple[bytes, bytes]]) -> Totals:
     return Totals(count, size, digest & _U64)
 
 
-class TableState(NamedTuple):
-    """What a table was at one moment: for those who may not look at it while another thread applies."""
+@dataclass(slots=True)
+class TableState:
+    """What a table was at one moment: for those who may not look at it while another thread applies. Nobody
+    changes it."""
 
     applied_index: int
     applied_term: int

@@ -410,12 +410,12 @@ class SimulatedNode:
         self._world.after_step(self)
         self._dispatch()
         self._arm_tick()
-        if self.is_up and self._replica.has_postponed:
+        if self.is_up and self._replica.postponed_ms:
             self._scheduler.after(1, self._catch_up)
 
     def _catch_up(self) -> None:
         """What nobody waited for has waited long enough."""
-        if self.replica is not None and not self.is_paused and self.replica.has_postponed:
+        if self.replica is not None and not self.is_paused and self.replica.postponed_ms:
             self._turn(patience=False)
 
     def _commit_groups(self, patience: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
@@ -110,7 +111,7 @@ async def test_a_home_whose_copy_is_behind_learns_of_a_registration_first(
 
         monkeypatch.setattr(node, "confirm", confirming)
         monkeypatch.setattr(replica, "has_origin", lambda origin: False)
-        monkeypatch.setattr(replica, "table", replica.table._replace(applied_index=0))
+        monkeypatch.setattr(replica, "table", replace(replica.table, applied_index=0))
         after.say(calls.Submit([touches(origin, 1)], b"a nonce"))
         await eventually(seen.is_set)
         assert (await after.hears(calls.Answers)).first == 1

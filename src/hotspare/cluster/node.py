@@ -72,7 +72,7 @@ logger = logging.getLogger("hotspare.cluster")
 INCARNATION_BYTES = 16
 MAX_TURN_MS = 20
 """After so long the loop gets a chance to read and send before more is applied."""
-PATIENCE_S = 0.002
+PATIENCE_MS = 3
 """So long may wait what nobody needs at once (see `Replica.work`): the next write often carries it along."""
 DISMISSAL_MS = 100
 """How long a client's answer may take to leave a node that was removed."""
@@ -635,7 +635,23 @@ class ClusterNode:
     def _schedule(self) -> None:
         if not self._is_pump_scheduled:
             self._is_pump_scheduled = True
-            self._loop.call_soon(self._pump)
+            self._loop.call_soon(self._pump_as_scheduled)
+
+    def _go_on_writing_soon(self) -> None:
+        """What waits may leave after an answer, and so may what is written next by who was answered: in the
+        very turn of the loop in which it is told."""
+        if self._writer.origin.has_waiting:
+            self._schedule()
+        else:
+            self._loop.call_soon(self._go_on_writing)
+
+    def _go_on_writing(self) -> None:
+        if self._writer.origin.has_waiting:
+            self._pump()
+
+    def _pump_as_scheduled(self) -> None:
+        if self._is_pump_scheduled:  # else it was done already
+            self._pump()
 
     def _pump(self, now: Now | None = None, *, patience: bool = True) -> None:
         """Does everything that follows from the inputs so far."""
@@ -653,10 +669,20 @@ class ClusterNode:
             self._loop.call_soon_threadsafe(self._schedule)
 
     def _catch_up(self) -> None:
-        """What nobody waited for has waited long enough."""
+        """Does what has waited long enough for company, unless it has found some."""
         self._is_catching_up = False
-        if self._replica is not None and self._replica.has_postponed:
+        replica = self._replica
+        if replica is None or not replica.postponed_ms:
+            return
+        if clocks.boot_ms() - replica.postponed_ms >= PATIENCE_MS:
             self._pump(patience=False)
+        else:
+            self._catch_up_later()
+
+    def _catch_up_later(self) -> None:
+        if not self._is_catching_up:
+            self._is_catching_up = True
+            self._loop.call_later(PATIENCE_MS / 1000, self._catch_up)
 
     def _turn(self, now: Now, *, patience: bool) -> None:
         replica = self.replica
@@ -681,9 +707,8 @@ class ClusterNode:
             self._publish_role(replica)
         if self._watchers:
             self._notify_watchers()
-        if not self._is_catching_up and replica.has_postponed:
-            self._is_catching_up = True
-            self._loop.call_later(PATIENCE_S, self._catch_up)
+        if replica.postponed_ms:
+            self._catch_up_later()
         self._arm_timer(replica, now)
 
     def _finish(self, replica: Replica, work: Work, now: Now) -> None:
@@ -721,7 +746,7 @@ class ClusterNode:
         if home is not None:
             home.answered(event.origin, event.first, event.results)
             if home is self._writer.origin:
-                self._schedule()
+                self._go_on_writing_soon()
 
     def _on_unknown_origin(self, event: UnknownOrigin) -> None:
         home = self._homes.pop(event.origin, None)
@@ -912,7 +937,7 @@ class ClusterNode:
             self._note_acknowledged(name, replica)
         if self._is_pump_scheduled or not replica.has_outputs:
             return
-        if replica.is_leader:
+        if replica.awaits_copies:
             self._schedule()  # the others' answers may come in the same turn of the loop
         else:
             self._pump(now)

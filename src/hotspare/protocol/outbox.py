@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from hotspare.protocol.clock import ClusterClock
 from hotspare.protocol.messages import Envelope
@@ -11,7 +12,10 @@ from hotspare.raft.messages import NOBODY, ServerId
 from hotspare.raft.messages import Message as RaftMessage
 
 
-class Now(NamedTuple):
+@dataclass(slots=True)
+class Now:
+    """Nobody changes it; to say so would make it four times as slow."""
+
     boot_ms: int
     """Monotonic; goes on while the machine or the process sleeps."""
     wall_ms: int

@@ -1013,7 +1013,10 @@ class Node:
         followers = [self.progress[voter] for voter in voters if voter in self.progress]
         quick = [each for each in followers if each.active and each.state is State.REPLICATE]
         quick.sort(key=lambda progress: progress.match, reverse=True)
-        self._vanguard = quick[:needed] if len(quick) >= needed else list(self.progress.values())
+        if len(quick) >= needed:
+            self._vanguard = [each for each in followers if each in quick[:needed]]
+        else:
+            self._vanguard = list(self.progress.values())
 
     def _hand_out_write(self, ready: Ready) -> None:
         self._write_number += 1
