@@ -17,16 +17,15 @@ import msgspec
 
 from hotspare import Settings
 from hotspare.cluster import calls
+from hotspare.cluster.framing import MAX_READ_BYTES, Inbound, with_headers
 from hotspare.cluster.node import ClusterNode
 from hotspare.cluster.service import ClientSession
 from hotspare.cluster.wire import (
     MAX_FRAME_BYTES,
     MAX_HANDSHAKE_BYTES,
-    MAX_READ_BYTES,
     PREAMBLE,
     Challenge,
     Hello,
-    Inbound,
     Proof,
     Rejected,
     RejectionCode,
@@ -36,7 +35,6 @@ from hotspare.cluster.wire import (
     decode_proof,
     encode_farewell,
     encode_greeting,
-    with_headers,
 )
 from hotspare.commands import (
     BATCH,

@@ -11,7 +11,13 @@ import msgspec
 import pytest
 
 from hotspare.cluster import calls
-from hotspare.cluster.wire import MAX_FRAME_BYTES, PREAMBLE, Hello, encode_greeting, with_headers
+from hotspare.cluster.framing import with_headers
+from hotspare.cluster.wire import (
+    MAX_FRAME_BYTES,
+    PREAMBLE,
+    Hello,
+    encode_greeting,
+)
 from hotspare.commands import RawGroup
 from hotspare.errors import Unavailable
 from hotspare.settings import Address

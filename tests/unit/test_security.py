@@ -16,6 +16,7 @@ import pytest_asyncio
 from hotspare.cluster import transport as transport_module
 from hotspare.cluster.authentication import NONCE_BYTES, Role, proof
 from hotspare.cluster.connection import KEYS_DIFFER, connect_client
+from hotspare.cluster.framing import with_headers
 from hotspare.cluster.remote import RemoteEngine
 from hotspare.cluster.security import NO_SECURITY, Security
 from hotspare.cluster.wire import (
@@ -31,7 +32,6 @@ from hotspare.cluster.wire import (
     decode_answer,
     encode_body,
     encode_greeting,
-    with_headers,
 )
 from hotspare.errors import ConfigError, ProtocolError, Refused
 from hotspare.settings import Settings

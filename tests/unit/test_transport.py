@@ -18,6 +18,7 @@ from hotspare.cluster import connection as connection_module
 from hotspare.cluster import listener
 from hotspare.cluster import transport as transport_module
 from hotspare.cluster.connection import Connection, Dialled, connect_client
+from hotspare.cluster.framing import with_headers
 from hotspare.cluster.security import Security
 from hotspare.cluster.transport import Transport
 from hotspare.cluster.wire import (
@@ -28,7 +29,6 @@ from hotspare.cluster.wire import (
     RejectionCode,
     Welcome,
     encode_greeting,
-    with_headers,
 )
 from hotspare.errors import ConfigError, ProtocolError, Refused, Unavailable
 from hotspare.settings import Address

@@ -6,15 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hotspare.cluster.framing import FIRST_READ_BYTES, MAX_READ_BYTES, Inbound, with_headers
 from hotspare.cluster.wire import (
-    FIRST_READ_BYTES,
     MAX_FRAME_BYTES,
     MAX_HANDSHAKE_BYTES,
-    MAX_READ_BYTES,
     PREAMBLE,
     PROTOCOL_VERSION,
     Hello,
-    Inbound,
     Rejected,
     RejectionCode,
     Welcome,
@@ -23,7 +21,6 @@ from hotspare.cluster.wire import (
     encode_farewell,
     encode_greeting,
     is_passing,
-    with_headers,
 )
 from hotspare.errors import ProtocolError
 

@@ -26,13 +26,13 @@ from typing import Protocol, cast
 import msgspec
 
 from hotspare.cluster.authentication import NONCE_BYTES, Role, is_proof, proof
+from hotspare.cluster.framing import Inbound, with_headers
 from hotspare.cluster.security import NO_SECURITY, Security
 from hotspare.cluster.tls import READ_BYTES, Channel, TlsFailure
 from hotspare.cluster.wire import (
     MAX_FRAME_BYTES,
     PREAMBLE,
     Hello,
-    Inbound,
     Proof,
     Rejected,
     RejectionCode,
@@ -42,7 +42,6 @@ from hotspare.cluster.wire import (
     encode_farewell,
     encode_greeting,
     is_passing,
-    with_headers,
 )
 from hotspare.errors import UNDECODABLE, ProtocolError, Refused, Unavailable, fault_of
 from hotspare.settings import Address, is_loopback
@@ -557,12 +556,12 @@ async def connect_client(
         return await connect(
             address, hello, handler, resolver=resolver, timeout_ms=timeout_ms, security=security
         )
-    except Rejection as exc:
-        if is_passing(exc.rejected):
-            raise Unavailable(f"{address} refused the connection: {exc}") from exc
-        raise Refused(f"the connection to {address}", str(exc)) from exc
-    except OSError as exc:
-        raise Unavailable(f"{address} cannot be reached: {describe(exc)}") from exc
+    except Rejection as rejection:  # two names, because a compiled coroutine gives each name one type
+        if is_passing(rejection.rejected):
+            raise Unavailable(f"{address} refused the connection: {rejection}") from rejection
+        raise Refused(f"the connection to {address}", str(rejection)) from rejection
+    except OSError as failure:
+        raise Unavailable(f"{address} cannot be reached: {describe(failure)}") from failure
 
 
 def _is_numeric(host: str) -> bool:

@@ -50,6 +50,7 @@ from hotspare.events import Event, PrimaryChanged, RoleChanged
 from hotspare.protocol import messages
 from hotspare.protocol.commit import Work
 from hotspare.protocol.forking import WATCH_ELECTIONS
+from hotspare.protocol.messages import Envelope
 from hotspare.raft.node import Timing
 from hotspare.replica import (
     LeaderChanged,
@@ -722,18 +723,17 @@ class ClusterNode:
             return
         transport = self._transport
         assert transport is not None
+        for_each: dict[str, list[Envelope]] = {}
+        for name, envelope in outbox:
+            if name in for_each:
+                for_each[name].append(envelope)
+            else:
+                for_each[name] = [envelope]
+        for name, envelopes in for_each.items():
+            transport.send(name, [messages.encode(envelope) for envelope in envelopes])
         if replica.is_leader:
             assert replica.node is not None
             self.statistics.note_proposed(replica.node)
-        frames: dict[str, list[bytes]] = {}
-        for name, envelope in outbox:
-            frame = messages.encode(envelope)
-            if name in frames:
-                frames[name].append(frame)
-            else:
-                frames[name] = [frame]
-        for name, batch in frames.items():
-            transport.send(name, batch)
 
     def _dispatch(self, events: list[Any]) -> None:
         for event in events:
