@@ -102,6 +102,8 @@ def blocking_node(cluster: InProcessCluster, resources: ExitStack, *, leading: b
         node.promote_to_primary()
     elif node.get_replication_status()["primary"] == name:
         node.trigger_failover(name)
+    others = cluster.others.values()
+    wait_until("the others are ready", lambda: all(other.ask("status")["ready"] for other in others))
     return node
 
 

@@ -202,7 +202,7 @@ def check_group(group: RawGroup) -> None:
 
 def encode_batch(stamp_ms: int, full: bool, groups: Sequence[RawGroup]) -> bytes:
     """Raises ValueError if there are more commands or groups than `MAX_COMMANDS_PER_BATCH`."""
-    size = max(len(groups), sum(group.count for group in groups))
+    size = max(len(groups), sum([group.count for group in groups]))
     if size > MAX_COMMANDS_PER_BATCH:
         raise ValueError(
             f"{size} commands or groups in a batch; at most {MAX_COMMANDS_PER_BATCH} get a version"

@@ -12,7 +12,7 @@ inputs and more work come); then `take_outbox()` and `take_events()`. What the t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
@@ -1081,8 +1081,9 @@ class Replica:
         fork = forking.forked(node, self._new_id(), new_id, seen_index, self._now.wall_ms)
         identity = Identity(new_id, self.config.name, fork[1].configuration.cluster_id)
         rest = node.log.entries(node.applied + 1, 1 << 62) if node.applied < node.log.last_index else []
-        ready, watched = Ready(committed=rest), self.is_watched
-        return Work(self.store, self._table, ready, [], [], None, watched, identity, fork)
+        ready = Ready()
+        ready.committed = rest
+        return Work(self.store, self._table, ready, [], [], None, self.is_watched, identity, fork)
 
     def _finish_fork(self, work: Work) -> None:
         assert work.fork is not None
@@ -1465,7 +1466,7 @@ class Replica:
             self._finish_reads()
 
     def _take_chunks(
-        self, chunks: list[SnapshotChunk]
+        self, chunks: Sequence[SnapshotChunk]
     ) -> tuple[list[tuple[bool, list[Row]]], list[SnapshotChunk]]:
         """The parts to stage, and those of them to answer once they are."""
         assert self.node is not None

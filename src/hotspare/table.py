@@ -34,7 +34,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from struct import Struct, pack, unpack
 from struct import error as struct_error
@@ -141,18 +140,37 @@ def recount(sessions: Iterable[tuple[bytes, bytes]]) -> Totals:
     return Totals(count, size, digest & _U64)
 
 
-@dataclass(slots=True)
 class TableState:
     """What a table was at one moment: for those who may not look at it while another thread applies. Nobody
     changes it."""
 
-    applied_index: int
-    applied_term: int
-    stamp_ms: int
-    totals: Totals
-    origins_count: int
+    __slots__ = (
+        "applied_index",
+        "applied_term",
+        "origins_count",
+        "origins_due_ms",
+        "stamp_ms",
+        "totals",
+    )
+
     origins_due_ms: int
     """From this stamp on there are origins to forget."""
+
+    def __init__(
+        self,
+        applied_index: int,
+        applied_term: int,
+        stamp_ms: int,
+        totals: Totals,
+        origins_count: int,
+        origins_due_ms: int,
+    ) -> None:
+        self.applied_index = applied_index
+        self.applied_term = applied_term
+        self.stamp_ms = stamp_ms
+        self.totals = totals
+        self.origins_count = origins_count
+        self.origins_due_ms = origins_due_ms
 
     @property
     def bytes_used(self) -> int:

@@ -56,7 +56,7 @@ class Disk:
         if ready.append:
             kept = ready.append[0].index - self.mark.index - 1
             assert 0 <= kept <= len(self.entries), "a log without gaps"
-            self.entries = self.entries[:kept] + ready.append
+            self.entries = [*self.entries[:kept], *ready.append]
 
 
 class Server:

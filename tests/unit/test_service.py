@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from copy import copy
 from typing import Any, TypeVar
 
 import pytest
@@ -103,6 +103,8 @@ async def test_a_home_whose_copy_is_behind_learns_of_a_registration_first(
         node, seen = node_of(three[1]), asyncio.Event()
         confirm = node.confirm
         replica = node.replica
+        written = node_of(three[0]).replica.table.applied_index
+        await eventually(lambda: replica.table.applied_index >= written)
 
         async def confirming(timeout_ms: int) -> None:
             monkeypatch.undo()
@@ -111,7 +113,9 @@ async def test_a_home_whose_copy_is_behind_learns_of_a_registration_first(
 
         monkeypatch.setattr(node, "confirm", confirming)
         monkeypatch.setattr(replica, "has_origin", lambda origin: False)
-        monkeypatch.setattr(replica, "table", replace(replica.table, applied_index=0))
+        behind = copy(replica.table)
+        behind.applied_index = 0
+        monkeypatch.setattr(replica, "table", behind)
         after.say(calls.Submit([touches(origin, 1)], b"a nonce"))
         await eventually(seen.is_set)
         assert (await after.hears(calls.Answers)).first == 1

@@ -51,7 +51,8 @@ class Disk(PlainStore):
         return super().begin()
 
     def work(self, number: int, *, installing: bool = False) -> Work:
-        ready = Ready(number=number, hard_state=HardState(number, ""))
+        ready = Ready()
+        ready.number, ready.hard_state = number, HardState(number, "")
         if installing:
             ready.snapshot = SnapshotMark(number, 1, Configuration("", ()))
         return Work(self, self.table, ready, [], [], None)

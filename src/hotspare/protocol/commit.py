@@ -8,7 +8,6 @@ order, by one thread at a time, and meanwhile nobody else touches the table: wha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from hotspare.commands import Outcome
 from hotspare.events import Event
@@ -19,34 +18,64 @@ from hotspare.store.journal import Identity
 from hotspare.table import Table, TableState
 
 
-@dataclass(slots=True)
 class Work:
     """To be performed in order with all others, by whichever thread."""
 
-    store: Store
-    table: Table
-    ready: Ready
-    staged: list[tuple[bool, list[Row]]]
-    """Parts of an arriving snapshot; True: the first of a transfer, what was staged before is void."""
-    received: list[SnapshotChunk]
-    """Those parts, to be answered when they are staged; without the one that completes the snapshot."""
-    compacted: SnapshotMark | None
-    """Where the log begins from now on, if that changed."""
-    is_watched: bool = False
-    """Whether somebody listens to `events`."""
-    identity: Identity | None = None
-    """Who this server is from now on, if that changed."""
-    fork: tuple[HardState, SnapshotMark] | None = None
-    """How another history begins, once `ready` is applied."""
+    __slots__ = (
+        "compacted",
+        "events",
+        "fork",
+        "identity",
+        "is_watched",
+        "outcomes",
+        "readers",
+        "ready",
+        "received",
+        "staged",
+        "state",
+        "store",
+        "table",
+    )
 
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[Outcome]
     """What came of the entries that were applied."""
-    readers: list[tuple[ServerId, SnapshotReader, int]] = field(default_factory=list)
+    readers: list[tuple[ServerId, SnapshotReader, int]]
     """(follower, snapshot opened for it, the index it ends at)."""
-    events: list[Event] = field(default_factory=list)
+    events: list[Event]
     """What happened to the sessions, if anybody listens."""
-    state: TableState | None = None
+    state: TableState | None
     """What the table is after it; None: as before."""
+
+    def __init__(
+        self,
+        store: Store,
+        table: Table,
+        ready: Ready,
+        staged: Sequence[tuple[bool, list[Row]]] = (),
+        received: Sequence[SnapshotChunk] = (),
+        compacted: SnapshotMark | None = None,
+        is_watched: bool = False,
+        identity: Identity | None = None,
+        fork: tuple[HardState, SnapshotMark] | None = None,
+    ) -> None:
+        """`staged`: parts of an arriving snapshot; True: the first of a transfer, what was staged before is
+        void. `received`: those parts, to be answered when they are staged; without the one that completes the
+        snapshot. `compacted`: where the log begins from now on, if that changed. `is_watched`: whether
+        somebody listens to `events`. `identity`: who this server is from now on, if that changed. `fork`: how
+        another history begins, once `ready` is applied."""
+        self.store = store
+        self.table = table
+        self.ready = ready
+        self.staged = staged
+        self.received = received
+        self.compacted = compacted
+        self.is_watched = is_watched
+        self.identity = identity
+        self.fork = fork
+        self.outcomes = []
+        self.readers = []
+        self.events = []
+        self.state = None
 
     @property
     def ends_transaction(self) -> bool:

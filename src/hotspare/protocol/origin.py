@@ -12,7 +12,7 @@ Pure: the caller brings the time and takes away what is to be sent and who is to
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -43,25 +43,40 @@ class Lost(NamedTuple):
     reason: str
 
 
-@dataclass(slots=True)
 class Parcel:
     """Commands that belong to one caller: they are sent together and answered together."""
 
-    commands: list[Command]
-    size_bytes: int
+    __slots__ = ("commands", "done", "give_up_ms", "size_bytes")
+
     give_up_ms: int
     """On the local monotonic clock."""
     done: Callable[[list[int] | Lost], None]
     """Called exactly once."""
 
+    def __init__(
+        self,
+        commands: list[Command],
+        size_bytes: int,
+        give_up_ms: int,
+        done: Callable[[list[int] | Lost], None],
+    ) -> None:
+        self.commands = commands
+        self.size_bytes = size_bytes
+        self.give_up_ms = give_up_ms
+        self.done = done
 
-@dataclass(slots=True)
+
 class SentGroup:
-    raw: RawGroup
-    parcels: list[Parcel]
+    __slots__ = ("answered", "give_up_ms", "parcels", "raw")
+
     give_up_ms: int
     """The earliest among the parcels that have not been told anything yet."""
-    answered: bool = False
+
+    def __init__(self, raw: RawGroup, parcels: list[Parcel]) -> None:
+        self.raw = raw
+        self.parcels = parcels
+        self.give_up_ms = min([parcel.give_up_ms for parcel in parcels])
+        self.answered = False
 
 
 @dataclass(slots=True)
@@ -166,7 +181,7 @@ class Origin:
         return len(self._sent) >= MAX_GROUPS_IN_FLIGHT or unseen + self.batch_size > MAX_UNSEEN
 
     def _make_group(self, now_ms: int, cluster_ms: int) -> RawGroup:
-        parcels = list(self._take_parcels())
+        parcels = self._take_parcels()
         commands: list[Command] = []
         for parcel in parcels:
             deadline_ms = cluster_ms + parcel.give_up_ms - now_ms
@@ -176,20 +191,21 @@ class Origin:
         raw = RawGroup(self.id, self._next, len(commands), self._seen, encode_commands(commands))
         self._next += len(commands)
         self._used_ms = now_ms
-        self._sent.append(SentGroup(raw, parcels, min(parcel.give_up_ms for parcel in parcels)))
+        self._sent.append(SentGroup(raw, parcels))
         return raw
 
-    def _take_parcels(self) -> Iterator[Parcel]:
+    def _take_parcels(self) -> list[Parcel]:
+        parcels: list[Parcel] = []
         commands = size_bytes = 0
         while self._waiting:
             parcel = self._waiting[0][1]
             commands += len(parcel.commands)
             size_bytes += parcel.size_bytes
             fits = commands <= self.batch_size and size_bytes <= MAX_GROUP_BYTES
-            if not fits and commands > len(parcel.commands):
-                return
-            self._drop_first_waiting()
-            yield parcel
+            if not fits and parcels:
+                break
+            parcels.append(self._drop_first_waiting())
+        return parcels
 
     def _drop_first_waiting(self) -> Parcel:
         _, parcel = self._waiting.popleft()
@@ -209,7 +225,7 @@ class Origin:
         """The results of the group that begins with number `first`; a repeated answer changes nothing."""
         if origin != self.id:
             return
-        group = next((group for group in self._sent if group.raw.first == first), None)
+        group = self._find(first)
         if group is None or group.answered:
             return
         assert len(results) == group.raw.count
@@ -217,6 +233,12 @@ class Origin:
         while self._sent and self._sent[0].answered:
             raw = self._sent.popleft().raw
             self._seen = raw.first + raw.count - 1
+
+    def _find(self, first: int) -> SentGroup | None:
+        for group in self._sent:
+            if group.raw.first == first:
+                return group
+        return None
 
     def _deliver(self, group: SentGroup, results: list[int]) -> None:
         group.answered = True

@@ -7,24 +7,26 @@ order, whenever there is a new leader or a new connection to it, and now and the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from hotspare.commands import RawGroup
 
 LONG_AGO_MS = -(1 << 62)
 
 
-@dataclass(slots=True)
 class _Pending:
     """The groups of one origin that have no outcome."""
 
+    __slots__ = ("groups", "has_gap", "moved_ms", "sent_again_ms")
+
     moved_ms: int
     """When one of them was answered, or the first one came, or all were sent again."""
-    groups: dict[int, RawGroup] = field(default_factory=dict)
-    """By first number."""
-    has_gap: bool = False
-    """One was refused because one before it is missing."""
-    sent_again_ms: int = LONG_AGO_MS
+
+    def __init__(self, now_ms: int) -> None:
+        self.moved_ms = now_ms
+        self.groups: dict[int, RawGroup] = {}
+        """By first number."""
+        self.has_gap = False
+        """One was refused because one before it is missing."""
+        self.sent_again_ms = LONG_AGO_MS
 
     def is_due(self, now_ms: int, retry_ms: int) -> bool:
         if self.has_gap and now_ms - self.sent_again_ms >= retry_ms // 8:

@@ -33,8 +33,8 @@ implementation:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
@@ -130,41 +130,65 @@ class ReadReady(NamedTuple):
     read_index: int
 
 
-@dataclass(slots=True)
 class Ready:
     """What has to happen, in this order: write (all of it atomically), send, apply. Sending need not wait
     for the write, applying may share its transaction."""
 
-    number: int = 0
+    __slots__ = (
+        "append",
+        "chunk_replies",
+        "chunks",
+        "committed",
+        "hard_state",
+        "messages",
+        "number",
+        "reads",
+        "snapshot",
+        "snapshots_wanted",
+    )
+
+    number: int
     """Of the write, to be reported by `persisted`; 0 if there is nothing to write."""
 
-    hard_state: HardState | None = None
+    hard_state: HardState | None
     """To write, if it changed."""
 
-    snapshot: SnapshotMark | None = None
+    snapshot: SnapshotMark | None
     """To write: the staged snapshot is installed, and the log becomes this mark followed by `append`
     alone."""
 
-    append: list[Entry] = field(default_factory=list)
+    append: Sequence[Entry]
     """To write; everything in the log from the first of them on goes before."""
 
-    messages: list[Message] = field(default_factory=list)
+    messages: list[Message]
     """To send, in order."""
 
-    committed: list[Entry] = field(default_factory=list)
+    committed: list[Entry]
     """To apply, in order; written by this Ready or earlier ones. Reported back by `applied_to`."""
 
-    reads: list[ReadReady] = field(default_factory=list)
+    reads: Sequence[ReadReady]
 
-    chunks: list[SnapshotChunk] = field(default_factory=list)
+    chunks: Sequence[SnapshotChunk]
     """Received from the leader of the current term: for whoever collects the snapshot."""
 
-    chunk_replies: list[SnapshotReply] = field(default_factory=list)
+    chunk_replies: Sequence[SnapshotReply]
     """Received by the leader: for whoever sends the snapshot."""
 
-    snapshots_wanted: list[ServerId] = field(default_factory=list)
+    snapshots_wanted: Sequence[ServerId]
     """These followers need a snapshot; each is named once per need, until `snapshot_installed` or
     `_failed`."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.hard_state = None
+        self.snapshot = None
+        self.append = ()
+        self.messages = []
+        self.committed = []
+        self.reads = ()
+        self.chunks = ()
+        self.chunk_replies = ()
+        self.snapshots_wanted = ()
 
     @property
     def needs_work(self) -> bool:
@@ -980,13 +1004,13 @@ class Node:
             self._send_entries(patience)
         ready.messages, self._messages = self._messages, ready.messages
         if self._reads:
-            ready.reads, self._reads = self._reads, ready.reads
+            ready.reads, self._reads = self._reads, []
         if self._chunks:
-            ready.chunks, self._chunks = self._chunks, ready.chunks
+            ready.chunks, self._chunks = self._chunks, []
         if self._chunk_replies:
-            ready.chunk_replies, self._chunk_replies = self._chunk_replies, ready.chunk_replies
+            ready.chunk_replies, self._chunk_replies = self._chunk_replies, []
         if self._snapshots_wanted:
-            ready.snapshots_wanted, self._snapshots_wanted = self._snapshots_wanted, ready.snapshots_wanted
+            ready.snapshots_wanted, self._snapshots_wanted = self._snapshots_wanted, []
         if apply and self.log.delivered < self.log.commit:
             ready.committed = self.log.take_committed(MAX_APPLY_BYTES)
         return ready
