@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -101,3 +102,22 @@ def test_a_stop_between_a_write_and_its_barrier_says_that_the_write_was_applied(
 def test_a_verb_that_would_wait_for_a_loop_is_a_defect_that_is_told():
     with pytest.raises(RuntimeError, match="where there is none"):
         run(asyncio.sleep(0))
+
+
+def test_an_interrupted_call_leaves_nothing_that_the_next_one_takes_for_its_answer(portal: Portal):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    async def slowly(number: int) -> int:
+        await asyncio.sleep(0.2)
+        return number
+
+    former = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            portal.call(slowly, 1)
+        assert [portal.call(slowly, number) for number in (2, 3)] == [2, 3]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
