@@ -274,7 +274,7 @@ class Replica:
 
     @property
     def awaits_copies(self) -> bool:
-        """Whether this node leads and has entries that no majority holds yet."""
+        """Whether this node leads and has entries that are not committed yet."""
         node = self.node
         return node is not None and node.is_leader and node.log.commit < node.log.last_index
 
@@ -588,7 +588,7 @@ class Replica:
         if node is None or not (node.log.delivered < node.log.commit or node.has_postponed):
             self.postponed_ms = 0
         elif not self.postponed_ms:
-            self.postponed_ms = self._now.boot_ms
+            self.postponed_ms = max(1, self._now.boot_ms)
 
     def _next_work(self, now: Now, patience: bool) -> Work | None:
         self._now = self._outbox.now = now

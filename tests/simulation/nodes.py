@@ -414,7 +414,7 @@ class SimulatedNode:
             self._scheduler.after(1, self._catch_up)
 
     def _catch_up(self) -> None:
-        """What nobody waited for has waited long enough."""
+        """Does what has waited long enough for company, unless it has found some."""
         if self.replica is not None and not self.is_paused and self.replica.postponed_ms:
             self._turn(patience=False)
 

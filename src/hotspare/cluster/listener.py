@@ -7,6 +7,7 @@ up on it any more. Here every accepted socket belongs to somebody at every momen
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Callable
@@ -17,16 +18,19 @@ BACKLOG = 100
 RETRY_AFTER_S = 1.0
 """When the system has nothing left for another connection, a descriptor above all."""
 
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
 logger = logging.getLogger("hotspare.cluster")
 
 
 class Listener:
-    """Makes a connection of `new_protocol()` from whatever arrives, until it is stopped."""
+    """Makes a connection of `new_protocol()` from whatever arrives, until it is closed."""
 
     def __init__(self, host: str, port: int, new_protocol: Callable[[], asyncio.BaseProtocol]) -> None:
         """`host` is an IP address; port 0: any that is free. Raises OSError."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        flags = socket.AI_NUMERICHOST | socket.AI_PASSIVE
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)[0]
+        self._socket = socket.create_server(address, family=family, backlog=BACKLOG)
         self._socket.setblocking(False)
         self._new_protocol = new_protocol
         self._loop = asyncio.get_running_loop()
@@ -45,7 +49,7 @@ class Listener:
             self._socket.close()
 
     async def closed(self) -> None:
-        """After `close`: returns when the protocols of all connections have heard of them."""
+        """After `close`: returns when all that was accepted is known to its protocol, or closed again."""
         if self._connecting:
             await asyncio.wait(self._connecting)
 
@@ -56,7 +60,10 @@ class Listener:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as exc:
-                self._pause(exc)
+                if exc.errno in _EXHAUSTED:
+                    self._pause(exc)
+                else:  # some systems report here what became of the connection that is next
+                    logger.info("a connection was lost before it began: %s", exc.strerror)
                 return
             task = self._loop.create_task(self._connect(accepted))
             self._connecting.add(task)
@@ -74,3 +81,6 @@ class Listener:
         except OSError as exc:  # the other end has gone already
             logger.info("a connection was lost before it began: %s", exc.strerror)
             accepted.close()
+        except BaseException:
+            accepted.close()
+            raise

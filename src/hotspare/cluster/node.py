@@ -74,7 +74,8 @@ INCARNATION_BYTES = 16
 MAX_TURN_MS = 20
 """After so long the loop gets a chance to read and send before more is applied."""
 PATIENCE_MS = 3
-"""So long may wait what nobody needs at once (see `Replica.work`): the next write often carries it along."""
+"""So long may wait what nobody needs at once (see `Replica.work`): a little longer than it takes until a write
+that comes carries it along (`replica.PATIENCE_MS`)."""
 DISMISSAL_MS = 100
 """How long a client's answer may take to leave a node that was removed."""
 FLUSH_PAUSE_MS = 1
@@ -675,15 +676,16 @@ class ClusterNode:
         replica = self._replica
         if replica is None or not replica.postponed_ms:
             return
-        if clocks.boot_ms() - replica.postponed_ms >= PATIENCE_MS:
+        rest_ms = PATIENCE_MS - (clocks.boot_ms() - replica.postponed_ms)
+        if rest_ms <= 0:
             self._pump(patience=False)
         else:
-            self._catch_up_later()
+            self._catch_up_later(rest_ms)
 
-    def _catch_up_later(self) -> None:
+    def _catch_up_later(self, delay_ms: int = PATIENCE_MS) -> None:
         if not self._is_catching_up:
             self._is_catching_up = True
-            self._loop.call_later(PATIENCE_MS / 1000, self._catch_up)
+            self._loop.call_later(delay_ms / 1000, self._catch_up)
 
     def _turn(self, now: Now, *, patience: bool) -> None:
         replica = self.replica
