@@ -74,8 +74,8 @@ INCARNATION_BYTES = 16
 MAX_TURN_MS = 20
 """After so long the loop gets a chance to read and send before more is applied."""
 PATIENCE_MS = 3
-"""So long may wait what nobody needs at once (see `Replica.work`): a little longer than it takes until a write
-that comes carries it along (`replica.PATIENCE_MS`)."""
+"""So long may wait what nobody needs at once (see `Replica.work`): a little longer than it takes until a new
+write carries it along (`replica.PATIENCE_MS`)."""
 DISMISSAL_MS = 100
 """How long a client's answer may take to leave a node that was removed."""
 FLUSH_PAUSE_MS = 1
