@@ -573,7 +573,7 @@ ROWS = (
         title="a single store by a thread that blocks, p50",
         unit="µs",
         better=Better.LOWER,
-        targets=(Target(REDIS_SINGLE_BLOCKING),),
+        targets=(Target(REDIS_SINGLE_BLOCKING, floor=1, aim=2),),
         hotspare=_single_store_on_blocking_node,
         peers=_single_store_on_blocking_peer,
     ),
