@@ -12,12 +12,7 @@ import pytest
 
 from hotspare.cluster import calls
 from hotspare.cluster.framing import with_headers
-from hotspare.cluster.wire import (
-    MAX_FRAME_BYTES,
-    PREAMBLE,
-    Hello,
-    encode_greeting,
-)
+from hotspare.cluster.wire import MAX_FRAME_BYTES, PREAMBLE, Hello, encode_greeting
 from hotspare.commands import RawGroup
 from hotspare.errors import Unavailable
 from hotspare.settings import Address

@@ -9,8 +9,8 @@ import pytest
 
 from hotspare.errors import StoreOutdated
 from hotspare.protocol.messages import Envelope, Founding, FoundingReply
-from hotspare.raft.messages import VoteRequest
-from hotspare.replica import Now, Replica, ReplicaConfig
+from hotspare.raft.messages import Append, VoteRequest
+from hotspare.replica import PATIENCE_MS, Now, Replica, ReplicaConfig
 from hotspare.store.plain import PlainStore
 
 NAMES = ("n1", "n2", "n3")
@@ -159,3 +159,27 @@ def test_a_founding_ends_with_a_primary_that_all_follow():
     net.settle()
     assert {replica.leader for replica in net.replicas.values()} == {"n2"}
     assert len({replica.cluster_id for replica in net.replicas.values()}) == 1
+
+
+def test_what_was_postponed_goes_along_with_a_later_write():
+    net = Net()
+    net.settle()
+    net.replicas["n2"].found({name: name for name in NAMES}, 10_000, net.now)
+    net.settle()
+    (leader,) = [replica for replica in net.replicas.values() if replica.is_leader]
+    net.now = Now(net.now.boot_ms + 300, net.now.wall_ms + 300)
+    leader.tick(net.now)  # a heartbeat, and so the vanguard is chosen
+    net.settle()
+
+    def told_of_a_write(nonce: bytes) -> int:
+        leader.enrol(nonce, net.now)
+        while (work := leader.work(net.now, patience=True)) is not None:
+            work.perform()
+            leader.finish(work, net.now)
+        return sum(isinstance(envelope.message, Append) for _, envelope in leader.take_outbox())
+
+    assert told_of_a_write(b"first") == 1  # a majority with the leader
+    assert told_of_a_write(b"second") == 1
+    net.now = Now(net.now.boot_ms + PATIENCE_MS, net.now.wall_ms + PATIENCE_MS)
+    assert told_of_a_write(b"third") == 2
+    assert leader.postponed_ms == 0
