@@ -3,6 +3,9 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
+# The tests start hundreds of Python processes: compiling all modules anew would be half of the start of each.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The first interpreter that is new enough and can create virtual environments; `make PYTHON=…` overrules it.
 CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
 IS_SUITABLE := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
