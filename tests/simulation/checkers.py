@@ -181,8 +181,10 @@ class RaftInvariants:
         commit, before = node.commit, self._commits.get(server, 0)
         if commit < before:
             raise Violation(f"the commit index of {server[:4]} went back from {before} to {commit}")
+        if commit == before:
+            return
         has_led = self._leaders.get((cluster, node.term)) == server and node.is_leader
-        if has_led and commit > before and node.log.term_at(commit) != node.term:
+        if has_led and node.log.term_at(commit) != node.term:
             raise Violation(f"{server[:4]} counted copies of an older term's entry {commit} to commit it")
         self._commits[server] = commit
         committed, begun_at = self.committed.setdefault(cluster, []), self._begun_at[cluster]

@@ -280,7 +280,7 @@ class LocalClient(Client):
         home.local_clients.append(self)
 
     def local_ms(self) -> int:
-        return self.home.now.boot_ms
+        return self.home.boot_ms
 
     def wake(self) -> None:
         self.home.run(lambda: None)

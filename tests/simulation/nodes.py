@@ -186,6 +186,10 @@ class SimulatedNode:
         return journal.load_identity(PlainTransaction(self.store)) or Identity(NOBODY, self.name)
 
     @property
+    def boot_ms(self) -> int:
+        return self.clock.boot_ms(self._scheduler.now_ms)
+
+    @property
     def now(self) -> Now:
         now_ms = self._scheduler.now_ms
         return Now(self.clock.boot_ms(now_ms), self.clock.wall_ms(now_ms))
@@ -326,7 +330,7 @@ class SimulatedNode:
 
     @property
     def is_fresh(self) -> bool:
-        return self.now.boot_ms <= self.lease_end_ms
+        return self.boot_ms <= self.lease_end_ms
 
     @property
     def readers_see(self) -> int | None:
