@@ -25,6 +25,7 @@ from typing import Protocol, cast
 
 import msgspec
 
+from hotspare.cluster import shortcut
 from hotspare.cluster.authentication import NONCE_BYTES, Role, is_proof, proof
 from hotspare.cluster.framing import Inbound, with_headers
 from hotspare.cluster.security import NO_SECURITY, Security
@@ -260,12 +261,15 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's are like it, but no subclasses
         self._transport = transport
-        self.remote = _address_of(transport.get_extra_info("peername"))
+        sock = transport.get_extra_info("socket")
+        if sock.family == socket.AF_UNIX:
+            self.remote = Address("127.0.0.1", 0)
+        else:
+            self.remote = _address_of(transport.get_extra_info("peername"))
+            _tune(sock)
         if self._cause is not None:
             transport.abort()
             return
-        sock = transport.get_extra_info("socket")
-        _tune(sock)
         if os.name == "posix":
             self._descriptor = sock.fileno()
         transport.set_write_buffer_limits(high=CONGESTED_BYTES)
@@ -391,7 +395,8 @@ class Dialled(Connection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Where nothing listens, the socket's own port may be the one dialled, and TCP connects it to itself.
-        if transport.get_extra_info("peername") == transport.get_extra_info("sockname"):
+        own = transport.get_extra_info("sockname")
+        if own and own == transport.get_extra_info("peername"):
             self._begin_to_end(ConnectionRefusedError())
         super().connection_made(transport)
 
@@ -520,8 +525,13 @@ def _not_loopback(address: Address) -> OSError:
 
 async def _connect_to(address: Address, hello: Hello, handler: Handler, security: Security) -> Dialled:
     connection = Dialled(hello, handler, security)
+    loop = asyncio.get_running_loop()
+    short = shortcut.dial(address)
     try:
-        await asyncio.get_running_loop().create_connection(lambda: connection, address.host, address.port)
+        if short is not None:
+            await loop.create_unix_connection(lambda: connection, sock=short)
+        else:
+            await loop.create_connection(lambda: connection, address.host, address.port)
         await connection.welcomed
         if connection.is_ending:
             raise ConnectionResetError("the other end closed it at once")

@@ -26,18 +26,14 @@ logger = logging.getLogger("hotspare.cluster")
 class Listener:
     """Makes a connection of `new_protocol()` from whatever arrives, until it is closed."""
 
-    def __init__(self, host: str, port: int, new_protocol: Callable[[], asyncio.BaseProtocol]) -> None:
-        """`host` is an IP address; port 0: any that is free. Raises OSError."""
-        flags = socket.AI_NUMERICHOST | socket.AI_PASSIVE
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)[0]
-        self._socket = socket.create_server(address, family=family, backlog=BACKLOG)
+    def __init__(self, listening: socket.socket, new_protocol: Callable[[], asyncio.BaseProtocol]) -> None:
+        self._socket = listening
         self._socket.setblocking(False)
         self._new_protocol = new_protocol
         self._loop = asyncio.get_running_loop()
         self._connecting: set[asyncio.Task[None]] = set()
         """Accepted, and not known to their protocols yet."""
         self._retry: asyncio.TimerHandle | None = None
-        self.port: int = self._socket.getsockname()[1]
         self._loop.add_reader(self._socket, self._accept)
 
     def close(self) -> None:
@@ -84,3 +80,10 @@ class Listener:
         except BaseException:
             accepted.close()
             raise
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on an IP address; port 0: any that is free. Raises OSError."""
+    flags = socket.AI_NUMERICHOST | socket.AI_PASSIVE
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)[0]
+    return socket.create_server(address, family=family, backlog=BACKLOG)

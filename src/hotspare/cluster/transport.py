@@ -20,11 +20,14 @@ import contextlib
 import errno
 import logging
 import random
+import socket
 from collections.abc import Callable, Iterable
 from secrets import token_bytes
+from typing import Any
 
 import msgspec
 
+from hotspare.cluster import shortcut
 from hotspare.cluster.authentication import NONCE_BYTES, Role, is_proof, proof
 from hotspare.cluster.complaints import Complaints
 from hotspare.cluster.connection import (
@@ -38,7 +41,7 @@ from hotspare.cluster.connection import (
     connect,
     describe,
 )
-from hotspare.cluster.listener import Listener
+from hotspare.cluster.listener import Listener, listen
 from hotspare.cluster.security import NO_SECURITY, Security
 from hotspare.cluster.wire import (
     MAX_CLIENT_FRAME_BYTES,
@@ -150,15 +153,21 @@ class Transport:
     def _bind(self, host: str) -> OSError | None:
         """Why this machine has no such address, which one of several may well be. Raises ConfigError."""
         try:
-            listener = Listener(host, self._listen.port, lambda: Accepted(self, self._security))
+            port = self._listen_on(listen(host, self._listen.port))
+            short = shortcut.listen(host, port)
+            if short is not None:
+                self._listen_on(short)
         except OSError as exc:
             if exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 return exc
             self._close_listeners()
             raise self._cannot_listen(exc) from exc
-        self._listeners.append(listener)
-        self._address = Address(self._listen.host, listener.port)
+        self._address = Address(self._listen.host, port)
         return None
+
+    def _listen_on(self, listening: socket.socket) -> Any:
+        self._listeners.append(Listener(listening, lambda: Accepted(self, self._security)))
+        return listening.getsockname()[1]
 
     def _require_loopback(self, hosts: list[str]) -> None:
         if not all(map(is_loopback, hosts)):
