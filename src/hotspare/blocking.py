@@ -30,6 +30,7 @@ from hotspare.replicator import (
     EventStream,
     Item,
     session_of,
+    version_of,
 )
 from hotspare.rules import check_id
 from hotspare.session import Session
@@ -67,7 +68,9 @@ class SessionReplicator:
         """The process in which the portal was made."""
         engine = self._async.engine
         self._attached = _attached(engine) if self.settings.attach is not None else None
-        self._verbs = AsyncSessionReplicator(self.settings, engine=BehindPortal(engine, self._require_portal))
+        self._engine = BehindPortal(engine, self._require_portal)
+        self._timeout_ms = self.settings.replication_rpc_timeout_ms
+        self._verbs = AsyncSessionReplicator(self.settings, engine=self._engine)
         """They run on the caller's thread, and cross over to the engine's where they call that."""
         self._read_local = engine.read_local
         self._has_copy = engine.has_copy
@@ -133,17 +136,21 @@ class SessionReplicator:
         if_present: bool = False,
         ack: Ack | None = None,
     ) -> int:
-        return run(
-            self._verbs.store_session(
-                id,
-                data,
-                ttl_ms,
-                if_version=if_version,
-                if_absent=if_absent,
-                if_present=if_present,
-                ack=ack,
+        if self._async.is_for_all(ack):
+            return run(
+                self._verbs.store_session(
+                    id,
+                    data,
+                    ttl_ms,
+                    if_version=if_version,
+                    if_absent=if_absent,
+                    if_present=if_present,
+                    ack=ack,
+                )
             )
-        )
+        put = self._async.as_put(id, data, ttl_ms, if_version, if_absent, if_present)
+        (result,) = self._engine.write_now([put], self._timeout_ms)  # without a coroutine: it is called most
+        return result if result > 0 else version_of(result, put.condition)
 
     def store_sessions(self, sessions: Iterable[Item], *, ack: Ack | None = None) -> int:
         self._require_portal()  # before anything is taken

@@ -6,7 +6,8 @@ values.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal, Protocol, TypeAlias
 
 from hotspare.commands import Command
@@ -27,6 +28,13 @@ class Source(Protocol):
         Unavailable, and may be called again then."""
 
     def close(self) -> None: ...
+
+
+class Outcome(asyncio.Future[list[int]]):
+    """What came of a write. `await` gets to know it in the next turn of the event loop; `tell`, at once."""
+
+    tell: Callable[[Outcome], object] | None = None
+    """Called on the event loop when it is known, unless it was already."""
 
 
 class Engine(Protocol):
@@ -51,7 +59,7 @@ class Engine(Protocol):
 
     def write(self, commands: list[Command], timeout_ms: int) -> Awaitable[list[int]]:
         """Runs the commands in order; one result each, see `hotspare.commands`. Raises Unavailable (none of
-        them was applied) or OutcomeUnknown."""
+        them was applied) or OutcomeUnknown. An Outcome, where that is possible."""
 
     async def barrier(self, timeout_ms: int) -> None:
         """Returns when no copy anywhere answers a read without showing everything that this engine has told

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Generic, NoReturn, TypeVar
 
 from hotspare.commands import Command
-from hotspare.engine import Engine, Read, Source
+from hotspare.engine import Engine, Outcome, Read, Source
 from hotspare.errors import NotReady, OutcomeUnknown
 
 T = TypeVar("T")
@@ -40,10 +40,10 @@ class Portal:
 
     def __init__(self) -> None:
         self._loop = new_event_loop()
-        self._thread = threading.Thread(target=self._serve, name="hotspare", daemon=True)
+        self._own_thread = threading.Thread(target=self._serve, name="hotspare", daemon=True)
         self._lock = threading.Lock()
         self._is_open = True
-        self._thread.start()
+        self._own_thread.start()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
         """Raises NotReady when it is closed."""
@@ -54,7 +54,7 @@ class Portal:
 
     def call(self, begin: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         """What comes of `begin(*arguments)` there, awaited. Raises NotReady when it is closed."""
-        if threading.current_thread() is self._thread:
+        if threading.current_thread() is self._own_thread:
             raise RuntimeError("a blocking call on the event loop's own thread would wait for itself")
         waiting: _Waiting[T] = _Waiting(begin, arguments)
         with self._lock:
@@ -69,7 +69,7 @@ class Portal:
             self._is_open = False
         asyncio.run_coroutine_threadsafe(_end_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        self._own_thread.join()
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -101,13 +101,19 @@ class _Waiting(Generic[T]):
     def begin(self) -> None:
         """On the event loop."""
         try:
-            self._future = asyncio.ensure_future(self._begin(*self._arguments))
+            begun = self._begin(*self._arguments)
         except Exception as exc:
             self._future = asyncio.get_running_loop().create_future()
             self._future.set_exception(exc)
-        self._future.add_done_callback(self._end)
+            self._end(self._future)
+            return
+        self._future = asyncio.ensure_future(begun)
+        if isinstance(begun, Outcome) and not begun.done():
+            begun.tell = self._end
+        else:
+            self._future.add_done_callback(self._end)
 
-    def _end(self, future: asyncio.Future[T]) -> None:
+    def _end(self, future: asyncio.Future[Any]) -> None:
         if not future.cancelled():
             future.exception()  # the caller may have been interrupted: nobody need complain
         self._is_done.release()
@@ -131,6 +137,10 @@ class BehindPortal:
         self.read_local = engine.read_local
 
     async def write(self, commands: list[Command], timeout_ms: int) -> list[int]:
+        return self.write_now(commands, timeout_ms)
+
+    def write_now(self, commands: list[Command], timeout_ms: int) -> list[int]:
+        """The same, without a coroutine around it."""
         return self._portal().call(self._engine.write, commands, timeout_ms)
 
     async def fetch(self, id: bytes, how: Read, timeout_ms: int) -> bytes | None:

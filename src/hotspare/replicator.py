@@ -26,6 +26,7 @@ from hotspare.commands import (
     Command,
     Delete,
     Patch,
+    Put,
     Rotate,
     Touch,
     conflicting_version,
@@ -142,13 +143,25 @@ class AsyncSessionReplicator:
         (certainly not applied), OutcomeUnknown.
         """
         for_all = self.is_for_all(ack)
-        condition = _condition(if_version, if_absent, if_present)
-        command = self._encoder.put(id, data, ttl_ms, condition)
+        put = self.as_put(id, data, ttl_ms, if_version, if_absent, if_present)
         if for_all:
-            result = await self._write_for_all(command)
+            result = await self._write_for_all(put)
         else:  # as `_write`, without another coroutine
-            (result,) = await self.engine.write([command], self._timeout_ms)
-        return result if result > 0 else _version_of(result, condition)
+            (result,) = await self.engine.write([put], self._timeout_ms)
+        return result if result > 0 else version_of(result, put.condition)
+
+    def as_put(
+        self,
+        id: str,
+        data: Mapping[str, Any],
+        ttl_ms: int | timedelta | None,
+        if_version: int | None,
+        if_absent: bool,
+        if_present: bool,
+    ) -> Put:
+        """The command that `store_session` sends. Raises InvalidSession or SessionTooLarge."""
+        condition = _condition(if_version, if_absent, if_present)
+        return self._encoder.put(id, data, ttl_ms, condition)
 
     async def store_sessions(self, sessions: Iterable[Item], *, ack: Ack | None = None) -> int:
         """Stores many: (id, data, ttl_ms) each, or (id, data) with `default_ttl_ms`. Returns how many.
@@ -192,7 +205,7 @@ class AsyncSessionReplicator:
         for part in self._encoder.slices(sessions):
             worst = min(await self.engine.write(part, self._timeout_ms), default=1)
             if worst <= 0:
-                _version_of(worst, UNCONDITIONAL)
+                version_of(worst, UNCONDITIONAL)
         return len(sessions)
 
     async def update_session(
@@ -222,7 +235,7 @@ class AsyncSessionReplicator:
             return None
         if result == TOO_LARGE:
             raise SessionTooLarge(limit_bytes + 1, limit_bytes)
-        return _version_of(result, condition)
+        return version_of(result, condition)
 
     async def touch_session(self, id: str, ttl_ms: int | timedelta, *, ack: Ack | None = None) -> bool:
         """Lets the session live for `ttl_ms` from now; changes nothing else, so it never undoes a write.
@@ -380,7 +393,7 @@ class AsyncSessionReplicator:
             if result == CONFLICT_ABSENT and if_version is None:
                 return None
             if if_version is not None or conflicting_version(result) is None:
-                return _version_of(result, session.version)
+                return version_of(result, session.version)
         raise Unavailable("others changed the session faster than the update could be merged")
 
     async def _rotate_encrypted(self, old_id: str, old_key: bytes, new_key: bytes, for_all: bool) -> bool:
@@ -488,10 +501,10 @@ def _is_rotated(result: int) -> bool:
 
 
 def _is_done(result: int, condition: int = UNCONDITIONAL) -> bool:
-    return False if result == ABSENT else _version_of(result, condition) > 0
+    return False if result == ABSENT else version_of(result, condition) > 0
 
 
-def _version_of(result: int, condition: int) -> int:
+def version_of(result: int, condition: int) -> int:
     """The version, or what the result says instead, as an exception."""
     if result > 0:
         return result

@@ -23,7 +23,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -450,7 +450,7 @@ class AttachedEngine:
                     raise
                 await asyncio.sleep(CONNECT_PAUSE_MS / 1000)
 
-    async def _checked(self, line: _Line, answer: Coroutine[Any, Any, T]) -> T:
+    async def _checked(self, line: _Line, answer: Awaitable[T]) -> T:
         """The answer, once this process reads the copy of the daemon that gave it."""
         result = await answer
         connection = line.remote.connections

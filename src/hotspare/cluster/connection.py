@@ -1,4 +1,5 @@
-"""One TCP connection: bytes in, frames to a handler; frames in, bytes out.
+"""One connection, by TCP or by the short way within a machine: bytes in, frames to a handler; frames in, bytes
+out.
 
 A connection is *open* once the handshake is over; from then on its handler gets every complete frame, and at
 the end one call that says why it ended. The end that dials is `Dialled`, made by `connect`; the end that
@@ -58,6 +59,8 @@ LINGER_MS = 500
 
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """In seconds: a host that vanished without a word is noticed in 25 s, even when nothing is sent."""
+
+THIS_MACHINE = Address("127.0.0.1", 0)
 
 ONE_HAS_NO_KEY = Rejected(
     RejectionCode.AUTHENTICATION,
@@ -133,7 +136,8 @@ class Connection(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self.remote: Address | None = None
-        """The socket's other end; of an accepted connection that is no address to dial."""
+        """The socket's other end; of an accepted connection that is no address to dial, and of one that took
+        the short way the machine is all that can be said."""
 
     # For those who use it
 
@@ -263,7 +267,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = transport
         sock = transport.get_extra_info("socket")
         if sock.family == socket.AF_UNIX:
-            self.remote = Address("127.0.0.1", 0)
+            self.remote = THIS_MACHINE
         else:
             self.remote = _address_of(transport.get_extra_info("peername"))
             _tune(sock)
@@ -525,13 +529,8 @@ def _not_loopback(address: Address) -> OSError:
 
 async def _connect_to(address: Address, hello: Hello, handler: Handler, security: Security) -> Dialled:
     connection = Dialled(hello, handler, security)
-    loop = asyncio.get_running_loop()
-    short = shortcut.dial(address)
     try:
-        if short is not None:
-            await loop.create_unix_connection(lambda: connection, sock=short)
-        else:
-            await loop.create_connection(lambda: connection, address.host, address.port)
+        await _reach(address, connection)
         await connection.welcomed
         if connection.is_ending:
             raise ConnectionResetError("the other end closed it at once")
@@ -543,6 +542,15 @@ async def _connect_to(address: Address, hello: Hello, handler: Handler, security
         connection.abort()
         raise
     return connection
+
+
+async def _reach(address: Address, connection: Dialled) -> None:
+    loop = asyncio.get_running_loop()
+    short = shortcut.dial(address)
+    if short is None:
+        await loop.create_connection(lambda: connection, address.host, address.port)
+    else:  # cancelled half-way, it would not be clear whose the socket is; and it takes no time
+        await asyncio.shield(loop.create_task(loop.create_unix_connection(lambda: connection, sock=short)))
 
 
 async def connect_client(

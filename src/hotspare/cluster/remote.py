@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -170,9 +170,9 @@ class RemoteEngine:
         record: bytes | None = await self.call("get", timeout_ms, id=id, how=how)
         return record
 
-    async def write(self, commands: list[Command], timeout_ms: int) -> list[int]:
+    def write(self, commands: list[Command], timeout_ms: int) -> Awaitable[list[int]]:
         self._check_running()
-        return await self._writer.write(commands, size_of(commands), clocks.boot_ms(), timeout_ms)
+        return self._writer.write(commands, size_of(commands), clocks.boot_ms(), timeout_ms)
 
     async def barrier(self, timeout_ms: int) -> None:
         try:

@@ -23,7 +23,6 @@ import random
 import socket
 from collections.abc import Callable, Iterable
 from secrets import token_bytes
-from typing import Any
 
 import msgspec
 
@@ -153,7 +152,9 @@ class Transport:
     def _bind(self, host: str) -> OSError | None:
         """Why this machine has no such address, which one of several may well be. Raises ConfigError."""
         try:
-            port = self._listen_on(listen(host, self._listen.port))
+            listening = listen(host, self._listen.port)
+            self._listen_on(listening)
+            port: int = listening.getsockname()[1]
             short = shortcut.listen(host, port)
             if short is not None:
                 self._listen_on(short)
@@ -165,9 +166,8 @@ class Transport:
         self._address = Address(self._listen.host, port)
         return None
 
-    def _listen_on(self, listening: socket.socket) -> Any:
+    def _listen_on(self, listening: socket.socket) -> None:
         self._listeners.append(Listener(listening, lambda: Accepted(self, self._security)))
-        return listening.getsockname()[1]
 
     def _require_loopback(self, hosts: list[str]) -> None:
         if not all(map(is_loopback, hosts)):

@@ -9,6 +9,7 @@ from secrets import token_bytes
 from typing import Any
 
 from hotspare.commands import Command, Patch, Put, Rotate
+from hotspare.engine import Outcome
 from hotspare.errors import OutcomeUnknown, Unavailable
 from hotspare.protocol.origin import Lost, Origin, Parcel
 
@@ -31,7 +32,7 @@ class Writer:
         self._wake = wake
         self._waiters: deque[asyncio.Future[None]] = deque()
         """Those who wait for room, in the order in which they came."""
-        self._under_way: set[asyncio.Future[list[int]]] = set()
+        self._under_way: set[Outcome] = set()
         self.lost_commands = 0
         """Those that ended as Unavailable or OutcomeUnknown."""
         self._closed = ""
@@ -57,29 +58,29 @@ class Writer:
             raise
         return await self.begin(commands, size_bytes, now_ms, now_ms + timeout_ms)
 
-    def begin(
-        self, commands: list[Command], size_bytes: int, now_ms: int, give_up_ms: int
-    ) -> asyncio.Future[list[int]]:
+    def begin(self, commands: list[Command], size_bytes: int, now_ms: int, give_up_ms: int) -> Outcome:
         """Like `write`, for callers that look after `origin.has_room` themselves."""
         if self._closed:
             raise Unavailable(self._closed)
-        future: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
-        self._under_way.add(future)
+        outcome = Outcome(loop=asyncio.get_running_loop())
+        self._under_way.add(outcome)
 
         def done(results: list[int] | Lost) -> None:
-            self._under_way.discard(future)
-            if future.done():  # its caller was cancelled
+            self._under_way.discard(outcome)
+            if outcome.done():  # its caller was cancelled
                 return
             if isinstance(results, Lost):
                 self.lost_commands += len(commands)
                 reason = results.reason
-                future.set_exception(Unavailable(reason) if results.certain else OutcomeUnknown(reason))
+                outcome.set_exception(Unavailable(reason) if results.certain else OutcomeUnknown(reason))
             else:
-                future.set_result(results)
+                outcome.set_result(results)
+            if outcome.tell is not None:
+                outcome.tell(outcome)
 
         self.origin.submit(Parcel(commands, size_bytes, give_up_ms, done), now_ms)
         self._wake()
-        return future
+        return outcome
 
     @property
     def is_busy(self) -> bool:
