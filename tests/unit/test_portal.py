@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from hotspare.engine import Engine
+from hotspare.engine import Engine, Outcome
 from hotspare.errors import NotReady, OutcomeUnknown, Unavailable
 from hotspare.portal import BehindPortal, Portal, run
 
@@ -47,6 +47,31 @@ def test_a_coroutine_and_a_future_are_awaited(portal: Portal):
 
     assert portal.call(double, 4) == 8
     assert portal.call(already, "done") == "done"
+
+
+@pytest.mark.parametrize("known", ["before it is asked for", "later"])
+def test_an_outcome_is_told(portal: Portal, known: str):
+    def write(outcome: list[int] | Exception) -> Outcome:
+        loop = asyncio.get_running_loop()
+        written = Outcome(loop=loop)
+
+        def end() -> None:
+            if isinstance(outcome, Exception):
+                written.set_exception(outcome)
+            else:
+                written.set_result(outcome)
+            if written.tell is not None:
+                written.tell(written)
+
+        if known == "later":
+            loop.call_soon(end)
+        else:
+            end()
+        return written
+
+    assert portal.call(write, [7]) == [7]
+    with pytest.raises(Unavailable):
+        portal.call(write, Unavailable("there is no primary"))
 
 
 def test_what_is_raised_there_is_raised_here(portal: Portal):

@@ -9,13 +9,14 @@ import logging
 import resource
 import socket
 import struct
+import sys
 
 import msgspec
 import pytest
 import pytest_asyncio
 
 from hotspare.cluster import connection as connection_module
-from hotspare.cluster import listener
+from hotspare.cluster import listener, shortcut
 from hotspare.cluster import transport as transport_module
 from hotspare.cluster.connection import Connection, Dialled, connect_client
 from hotspare.cluster.framing import with_headers
@@ -130,8 +131,15 @@ async def start():
         await node.transport.stop()
 
 
+@pytest.fixture(params=["the short way", "TCP"])
+def way(request, monkeypatch):
+    """How nodes and clients reach a node of this machine: not every system has a short way."""
+    if request.param == "TCP":
+        monkeypatch.setattr(shortcut, "listen", lambda host, port: None)
+
+
 @pytest_asyncio.fixture
-async def pair(start):
+async def pair(way, start):
     a, b = await start("a"), await start("b")
     a.transport.dial("b", b.address)
     b.transport.dial("a", a.address)
@@ -620,6 +628,35 @@ async def test_a_port_in_use_is_an_error_that_says_so(start):
         await start("b", listen=a.address)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no short way here")
+async def test_within_a_machine_no_connection_goes_by_tcp(start):
+    a, b = await start("a"), await start("b")
+    a.transport.dial("b", b.address)
+    await until(lambda: a.events)
+    client = await connect_client(a.address, Client())
+    await until(lambda: a.clients and b.transport._incoming)
+
+    ends = [a.transport._peers["b"].connection, b.transport._incoming["a"], client, a.clients[0].connection]
+    families = {end._transport.get_extra_info("socket").family for end in ends}
+
+    assert families == {socket.AF_UNIX}
+    assert {end.remote.host for end in ends} == {"127.0.0.1"}
+    client.close()
+    await client.ended
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no short way here")
+async def test_a_port_whose_short_way_is_taken_is_in_use_and_left_alone(start, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as owner:
+        address = Address(*owner.getsockname())
+    other = shortcut.listen(*address)
+    assert other is not None
+    with other, pytest.raises(ConfigError, match="is in use"):
+        await start("a", listen=address)
+
+    await start("a", listen=address)
+
+
 async def test_a_port_is_free_again_after_the_stop(pair, start):
     _, b = pair
     await b.transport.stop()
@@ -755,7 +792,7 @@ async def test_a_stranger_from_another_machine_hears_why_it_is_refused(start, mo
 
 
 @pytest_asyncio.fixture
-async def a(start):
+async def a(way, start):
     return await start("a")
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from hotspare.cluster.writer import Writer, size_of
 from hotspare.commands import Command, Delete, Patch, Put, RawGroup
+from hotspare.engine import Outcome
 from hotspare.errors import OutcomeUnknown, Unavailable
 from hotspare.protocol import origin as origin_module
 
@@ -72,6 +73,24 @@ async def test_a_write_wakes_the_owner_and_ends_with_its_own_results(driver: Dri
     driver.answer(group)
 
     assert await asyncio.gather(*writes) == [[1], [2, 3, 4], [5]]
+
+
+async def test_who_asked_to_be_told_is_told_at_once_and_only_once(driver: Driver):
+    written, lost = driver.write(), driver.write(timeout_ms=100)
+    assert isinstance(written, Outcome)
+    assert isinstance(lost, Outcome)
+    told: list[Outcome] = []
+    written.tell = lost.tell = told.append
+    await driver.register()
+    (group,) = driver.send()
+
+    driver.pass_time(100 + GRACE_MS)
+    assert told == [lost]
+    assert isinstance(lost.exception(), OutcomeUnknown)
+
+    driver.answer(group)
+    assert told == [lost, written]
+    assert written.result() == [1]
 
 
 async def test_a_write_that_nobody_took_in_time_is_unavailable(driver: Driver):

@@ -1,5 +1,4 @@
-"""One connection, by TCP or by the short way within a machine: bytes in, frames to a handler; frames in, bytes
-out.
+"""One connection, by TCP or by the `shortcut`: bytes in, frames to a handler; frames in, bytes out.
 
 A connection is *open* once the handshake is over; from then on its handler gets every complete frame, and at
 the end one call that says why it ended. The end that dials is `Dialled`, made by `connect`; the end that
