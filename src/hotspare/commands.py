@@ -185,9 +185,9 @@ def check_group(group: RawGroup) -> None:
         raise _miscounted(group.count, len(commands))
     for command in commands:
         if type(command) is Put:
-            data, checksum = command.data, data_checksum(command.id, command.data)
+            data, checksum = command.data, data_checksum(command.id, command.data, command.flags)
         elif type(command) is Rotate and command.data:
-            data, checksum = command.data, data_checksum(command.new_id, command.data)
+            data, checksum = command.data, data_checksum(command.new_id, command.data, command.flags)
         elif type(command) is Patch and not 0 <= command.limit_bytes <= MAX_DATA_BYTES:
             raise ProtocolError(
                 "it sent a patch that may become too large", f"at most {MAX_DATA_BYTES} bytes"

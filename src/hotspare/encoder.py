@@ -50,7 +50,7 @@ class Encoder:
             flags, encoded = maybe_compress(encoded, COMPRESS_ABOVE_BYTES)
         if self._cipher is not None:
             flags, encoded = self._cipher.encrypt(key, flags, encoded)
-        return Put(key, encoded, flags, data_checksum(key, encoded), ttl_ms, UNSET_DEADLINE, condition)
+        return Put(key, encoded, flags, data_checksum(key, encoded, flags), ttl_ms, UNSET_DEADLINE, condition)
 
     def slices(self, items: Sequence[object]) -> Iterator[list[Command]]:
         """The puts of (id, data, ttl) or (id, data) each, in parts of `MAX_SLICE_BYTES` at most.

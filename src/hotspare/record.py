@@ -4,7 +4,7 @@ One immutable `bytes`, a fixed header before the encoded data:
 
     0   expires_at_ms  u64     first, so that a touch replaces a prefix
     8   version        u64
-    16  checksum       u32     of data and id: it outlives a touch
+    16  checksum       u32     of format, flags, data and id: it outlives a touch
     20  format, flags  u4, u4
 
 What writes a session may compress its data, and then encrypt it; flags say so. Nodes store and replicate what
@@ -65,10 +65,12 @@ _FORMAT: Final = 1 << 4
 _FLAGS_AT: Final = HEADER_BYTES - 1
 _PLAIN_FORMAT: Final = bytes([_FORMAT])
 _FLAGS_MASK: Final = 0x0F
+_BEGUN_WITH: Final = [crc32(bytes([_FORMAT | flags])) for flags in range(_FLAGS_MASK + 1)]
+"""The CRC-32 of the byte with these flags."""
 
 
 def pack_record(version: int, expires_at_ms: int, flags: int, checksum: int, data: bytes) -> bytes:
-    """One record; `checksum` is the `data_checksum` of the session's id and `data`."""
+    """One record; `checksum` is the `data_checksum` of the session's id, `data` and `flags`."""
     return _HEADER.pack(expires_at_ms, version, checksum, _FORMAT | flags) + data
 
 
@@ -79,12 +81,12 @@ cannot afford a call more."""
 RECORD_FORMAT: Final = _FORMAT
 
 
-def data_checksum(id: bytes, data: bytes) -> int:
-    """A CRC-32 of `data` as stored, and of the id it belongs to.
+def data_checksum(id: bytes, data: bytes, flags: int) -> int:
+    """A CRC-32 of the record from its last byte of header on, and of the id it belongs to.
 
-    Data comes first: it tells its own length, so that no two pairs make the same bytes.
+    Data comes before the id: it tells its own length, so that no two pairs make the same bytes.
     """
-    return crc32(id, crc32(data))
+    return crc32(id, crc32(data, _BEGUN_WITH[flags]))
 
 
 def record_version(record: bytes) -> int:
@@ -158,7 +160,7 @@ def decrypt_record(record: bytes, id: bytes, cipher: Cipher | None) -> tuple[int
 def verify_record(id: bytes, record: bytes) -> None:
     """Raises `StoreCorrupt` unless `record` is whole and belongs to `id`."""
     _check_format(record)
-    if data_checksum(id, record_data(record)) != record_checksum(record):
+    if data_checksum(id, record_data(record), record_flags(record)) != record_checksum(record):
         raise corrupt("a session's record does not match its checksum")
 
 

@@ -406,7 +406,7 @@ class AsyncSessionReplicator:
             flags, data = decrypt_record(record, old_key, self.keyring)
             if self.keyring is not None:
                 flags, data = self.keyring.encrypt(new_key, flags, data)
-            version, checksum = record_version(record), data_checksum(new_key, data)
+            version, checksum = record_version(record), data_checksum(new_key, data, flags)
             rotate = Rotate(old_key, new_key, UNSET_DEADLINE, version, data, flags, checksum)
             result = await self._write(rotate, for_all)
             if conflicting_version(result) is None:

@@ -470,7 +470,7 @@ class _Sessions:
             return UNMERGEABLE  # it is what its origin stored: the checksum says so
         if len(patched) > command.limit_bytes:
             return TOO_LARGE
-        checksum = data_checksum(command.id, patched)
+        checksum = data_checksum(command.id, patched, 0)
         self._replace(
             command.id, record, pack_record(version, record_expires_at_ms(record), 0, checksum, patched)
         )
@@ -502,7 +502,7 @@ class _Sessions:
             flags, checksum, data = command.flags, command.checksum, command.data
         else:
             flags, data = record_flags(record), _verified_data(id, record)
-            checksum = data_checksum(new_id, data)
+            checksum = data_checksum(new_id, data, flags)
         self._remove(id, record)
         self._add(new_id, pack_record(version, record_expires_at_ms(record), flags, checksum, data))
         return version
@@ -621,7 +621,7 @@ _RUN: Final[dict[type, Callable[[_Sessions, Any, int], int]]] = {
 def _verified_data(id: bytes, record: bytes) -> bytes:
     """A new checksum over damaged data would hide the damage for good."""
     data = record_data(record)
-    if data_checksum(id, data) != record_checksum(record):
+    if data_checksum(id, data, record_flags(record)) != record_checksum(record):
         raise corrupt("a session's record does not match its checksum")
     return data
 

@@ -224,7 +224,7 @@ class Peers:
 
 
 COMMANDS: list[Command] = [
-    Put(b"s1", b"\x81\xa1n\x01", 0, data_checksum(b"s1", b"\x81\xa1n\x01"), MINUTE_MS, FAR_MS),
+    Put(b"s1", b"\x81\xa1n\x01", 0, data_checksum(b"s1", b"\x81\xa1n\x01", 0), MINUTE_MS, FAR_MS),
     Patch(b"s1", [("m", b"\x02")], ["n"], FAR_MS, 0, 1000),
     Touch(b"s1", MINUTE_MS, FAR_MS),
     Rotate(b"s1", b"s2", FAR_MS),
@@ -409,7 +409,7 @@ class Records:
         plain = encode_data({"user": 7, "cart": ["tea", {"n": 1.5}], "blob": b"x" * 50}, 10_000)
         large = encode_data({"text": "x" * 5000}, 10_000)
         self._records = [
-            pack_record(1, FAR_MS, flags, data_checksum(self.ID, data), data)
+            pack_record(1, FAR_MS, flags, data_checksum(self.ID, data, flags), data)
             for flags, data in ((0, plain), maybe_compress(large, 1000))
         ]
 

@@ -160,7 +160,7 @@ async def fill_up(cluster: Daemons, told: Told) -> None:
 async def lie(cluster: Daemons, told: Told) -> None:
     """As no client and no node of ours does."""
     id, garbage = f"{ID}-garbage".encode(), TEXT.encode()
-    put = Put(id, garbage, 0, data_checksum(id, garbage), MINUTE_MS, 1 << 50)
+    put = Put(id, garbage, 0, data_checksum(id, garbage, 0), MINUTE_MS, 1 << 50)
     damaged = Put(id, garbage, 0, 1, MINUTE_MS, 1 << 50)
     for daemon in cluster.running:
         for frame in (

@@ -206,7 +206,7 @@ class Client:
         commands: list[Command] = []
         for number in range(count):
             id, data = f"crowd{number}".encode(), encode_data({}, LIMIT_BYTES)
-            commands.append(Put(id, data, 0, data_checksum(id, data), ttl_ms, 0))
+            commands.append(Put(id, data, 0, data_checksum(id, data, 0), ttl_ms, 0))
         for start in range(0, count, self.workload.batch_size):
             part = commands[start : start + self.workload.batch_size]
             parcel = Parcel(list(part), 64 * len(part), self.local_ms() + 1000, lambda told: None)
@@ -451,7 +451,7 @@ def _command(operation: Operation) -> Command:
     }[operation.condition]
     if operation.verb is Verb.PUT:
         data = encode_data(dict(sorted(operation.data)), LIMIT_BYTES)
-        return Put(id, data, 0, data_checksum(id, data), operation.ttl_ms, 0, condition)
+        return Put(id, data, 0, data_checksum(id, data, 0), operation.ttl_ms, 0, condition)
     if operation.verb is Verb.DELETE:
         return Delete(id, 0, condition)
     if operation.verb is Verb.TOUCH:

@@ -50,7 +50,7 @@ def put(
     flags: int = 0,
 ) -> Put:
     encoded = data if isinstance(data, bytes) else encode_data(data, 1 << 20)
-    return Put(id, encoded, flags, data_checksum(id, encoded), ttl_ms, deadline_ms, condition)
+    return Put(id, encoded, flags, data_checksum(id, encoded, flags), ttl_ms, deadline_ms, condition)
 
 
 def delete(id: bytes, condition: int = UNCONDITIONAL, deadline_ms: int = NEVER_MS) -> Delete:
@@ -66,7 +66,7 @@ def rotate(id: bytes, new_id: bytes, deadline_ms: int = NEVER_MS) -> Rotate:
 
 
 def rotate_anew(id: bytes, new_id: bytes, condition: int, data: bytes = b"for new") -> Rotate:
-    return Rotate(id, new_id, NEVER_MS, condition, data, ENCRYPTED, data_checksum(new_id, data))
+    return Rotate(id, new_id, NEVER_MS, condition, data, ENCRYPTED, data_checksum(new_id, data, ENCRYPTED))
 
 
 def patch(

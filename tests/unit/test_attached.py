@@ -174,7 +174,7 @@ def lay_copy(
     journal.save_identity(txn, journal.Identity(f"server {applied}", "a node", cluster))
     txn.table[COUNTERS_KEY] = Struct(">6Q").pack(applied, 1, 0, 1, 1, 1)
     data = bytes([applied])
-    checksum = data_checksum(b"s1", data) + damaged
+    checksum = data_checksum(b"s1", data, 0) + damaged
     txn.sessions[b"s1"] = pack_record(1 << 16, expires_at_ms, 0, checksum, data)
     txn.commit()
     store.close()

@@ -105,7 +105,7 @@ def test_the_first_key_encrypts_and_all_decrypt():
 
 def test_without_a_key_and_with_another_one_it_is_said_that_the_session_is_there():
     flags, encrypted = sealed(b"s1", b"\x80")
-    record = pack_record(1, 1, flags, data_checksum(b"s1", encrypted), encrypted)
+    record = pack_record(1, 1, flags, data_checksum(b"s1", encrypted, flags), encrypted)
     verify_record(b"s1", record)  # a node can tell that it is whole
     for keyring, hint in ((None, "has no key"), (Keyring([OTHER]), "has other keys")):
         with pytest.raises(Undecryptable, match="the session is there") as caught:
@@ -361,7 +361,7 @@ async def test_a_session_that_was_moved_to_another_id_or_forged_is_refused(clust
         await attacker.store_session("forged", {"admin": True}, MINUTE_MS)
         put = attacker._encoder.put("mine", {}, MINUTE_MS, 0)
         put.data, put.flags = record_data(record), record_flags(record)
-        put.checksum = data_checksum(b"mine", put.data)
+        put.checksum = data_checksum(b"mine", put.data, put.flags)
         await attacker.engine.write([put], 5000)
         for id in ("forged", "mine"):
             with pytest.raises(Undecryptable):

@@ -284,7 +284,13 @@ def commands(draw: st.DrawFn) -> Callable[[Model], Command]:
             return Patch(id, encode_fields(data, 1 << 16), remove, deadline_ms, condition, limit_bytes)
         if wanted == "current":
             return Rotate(
-                id, new_id, deadline_ms, condition, b"opaque", COMPRESSED, data_checksum(new_id, b"opaque")
+                id,
+                new_id,
+                deadline_ms,
+                condition,
+                b"opaque",
+                COMPRESSED,
+                data_checksum(new_id, b"opaque", COMPRESSED),
             )
         return Rotate(id, new_id, deadline_ms)
 

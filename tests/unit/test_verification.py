@@ -27,7 +27,7 @@ def opened(path: Path) -> LmdbStore:
 
 def put(txn, number: int, data: bytes, *, checksum: int = 0) -> bytes:
     id = b"session %d" % number
-    record = pack_record(number << 16, 10_000 + number, 0, checksum or data_checksum(id, data), data)
+    record = pack_record(number << 16, 10_000 + number, 0, checksum or data_checksum(id, data, 0), data)
     txn.sessions[id] = record
     txn.expiry.add(10_000 + number, id)
     return id
@@ -88,7 +88,7 @@ def test_sessions_that_are_not_those_that_were_stored_are_noticed(tmp_path, dama
         put(txn, 99, b"\x80")
     elif damage == "an old record":
         txn.sessions[b"session 7"] = pack_record(
-            3, 10_007, 0, data_checksum(b"session 7", b"\x80" + bytes(104)), b"\x80" + bytes(104)
+            3, 10_007, 0, data_checksum(b"session 7", b"\x80" + bytes(104), 0), b"\x80" + bytes(104)
         )
     else:
         txn.expiry.discard(10_007, b"session 7")

@@ -136,10 +136,10 @@ def _recount(rows: Iterable[tuple[bytes, bytes]]) -> tuple[Totals, bytes]:
     """As `hotspare.table.recount`, and verifies each record; the last id, too. On local names: there may be
     millions."""
     count = size = digest = 0
-    crc, header_bytes, checksum_at = crc32, HEADER_BYTES, _CHECKSUM
+    crc, header_bytes, checksum_at, checked_from = crc32, HEADER_BYTES, _CHECKSUM, _CHECKSUM.stop
     id = b""
     for id, record in rows:
-        if crc(id, crc(record[header_bytes:])).to_bytes(4, "big") != record[checksum_at]:
+        if crc(id, crc(record[checked_from:])).to_bytes(4, "big") != record[checksum_at]:
             verify_record(id, record)  # which says what is wrong
         header = crc(record[:header_bytes])
         digest += header * header
