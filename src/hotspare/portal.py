@@ -102,12 +102,12 @@ class _Waiting(Generic[T]):
         """On the event loop."""
         try:
             begun = self._begin(*self._arguments)
+            self._future = asyncio.ensure_future(begun)
         except Exception as exc:
             self._future = asyncio.get_running_loop().create_future()
             self._future.set_exception(exc)
             self._end(self._future)
             return
-        self._future = asyncio.ensure_future(begun)
         if isinstance(begun, Outcome) and not begun.done():
             begun.tell = self._end
         else:

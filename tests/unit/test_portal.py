@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -72,6 +74,34 @@ def test_an_outcome_is_told(portal: Portal, known: str):
     assert portal.call(write, [7]) == [7]
     with pytest.raises(Unavailable):
         portal.call(write, Unavailable("there is no primary"))
+
+
+def test_nothing_holds_on_to_what_was_written(portal: Portal):
+    class Payload:
+        pass
+
+    def write(payload: Payload) -> Outcome:
+        written = Outcome(loop=asyncio.get_running_loop())
+
+        def end() -> None:
+            written.set_result([1])
+            tell, written.tell = written.tell, None
+            assert tell is not None
+            tell(written)
+
+        asyncio.get_running_loop().call_soon(end)
+        return written
+
+    payload = Payload()
+    left = weakref.ref(payload)
+    gc.disable()
+    try:
+        portal.call(write, payload)
+        portal.call(double, 1)  # by now the event loop is done with the call before
+        del payload
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_what_is_raised_there_is_raised_here(portal: Portal):

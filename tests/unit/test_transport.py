@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
+import os
 import resource
 import socket
 import struct
@@ -622,6 +624,10 @@ async def test_a_failing_callback_does_not_go_unnoticed(start):
 # Where it listens
 
 
+def family_of(connection):
+    return connection._transport.get_extra_info("socket").family
+
+
 async def test_a_port_in_use_is_an_error_that_says_so(start):
     a = await start("a")
     with pytest.raises(ConfigError, match=f"port {a.address.port} of 127.0.0.1 is in use"):
@@ -637,24 +643,44 @@ async def test_within_a_machine_no_connection_goes_by_tcp(start):
     await until(lambda: a.clients and b.transport._incoming)
 
     ends = [a.transport._peers["b"].connection, b.transport._incoming["a"], client, a.clients[0].connection]
-    families = {end._transport.get_extra_info("socket").family for end in ends}
 
-    assert families == {socket.AF_UNIX}
+    assert {family_of(end) for end in ends} == {socket.AF_UNIX}
     assert {end.remote.host for end in ends} == {"127.0.0.1"}
     client.close()
     await client.ended
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there is no short way here")
-async def test_a_port_whose_short_way_is_taken_is_in_use_and_left_alone(start, monkeypatch):
+async def test_where_somebody_has_the_unix_address_a_node_is_reached_by_tcp(start, monkeypatch, log):
     with socket.create_server(("127.0.0.1", 0)) as owner:
         address = Address(*owner.getsockname())
     other = shortcut.listen(*address)
     assert other is not None
-    with other, pytest.raises(ConfigError, match="is in use"):
-        await start("a", listen=address)
+    with other:
+        a = await start("a", listen=address)
+    assert a.address == address
+    assert "is reached by TCP alone" in log.text
 
-    await start("a", listen=address)
+    client = await connect_client(a.address, Client())
+    assert family_of(client) == socket.AF_INET
+    client.close()
+    await client.ended
+
+
+async def test_where_the_system_forbids_unix_sockets_tcp_leads(start, monkeypatch):
+    any_socket = socket.socket
+
+    def no_unix_socket(family=socket.AF_INET, *args, **options):
+        if family == socket.AF_UNIX:
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        return any_socket(family, *args, **options)
+
+    monkeypatch.setattr(socket, "socket", no_unix_socket)
+    a = await start("a")
+    assert a.address.port != 0
+    client = await connect_client(a.address, Client())
+    client.close()
+    await client.ended
 
 
 async def test_a_port_is_free_again_after_the_stop(pair, start):
@@ -815,6 +841,26 @@ async def test_a_client_and_its_node_talk_to_each_other(a):
     await until(lambda: a.clients[0].reason)
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_dialling_may_be_cancelled_at_any_moment_and_closes_what_is_its_own(a, turns):
+    dialling = asyncio.ensure_future(connect_client(a.address, Client()))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    dialling.cancel()
+    for _ in range(10):  # what is opened from now on may get the number of a descriptor that is closed twice
+        await asyncio.sleep(0)
+    with contextlib.ExitStack() as opened:
+        files = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]
+        for file in files:
+            opened.callback(os.close, file)
+        with contextlib.suppress(asyncio.CancelledError):
+            (await dialling).abort()
+        del dialling
+        gc.collect()
+        for file in files:
+            os.fstat(file)
+
+
 async def test_a_client_that_speaks_one_byte_at_a_time_is_understood(a):
     stranger = await Stranger.dial(a)
     frames = [b"one", b"two" * 20]
@@ -906,6 +952,21 @@ async def test_a_client_that_would_miss_an_answer_is_cut_off(a, monkeypatch):
     await until(lambda: a.clients[0].reason)
     assert a.clients[0].reason == "it does not read its answers"
     await stranger.hang_up()
+
+
+async def test_what_a_node_said_last_is_read_although_nothing_can_be_said_to_it(a, monkeypatch):
+    async with client_of(a) as (handler, client):
+        write, descriptor = os.write, client._descriptor
+
+        def to_nobody(to, data):
+            if to == descriptor:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+            return write(to, data)
+
+        monkeypatch.setattr(os, "write", to_nobody)
+        a.clients[0].connection.send([b"last"])
+        assert client.send([b"too late"])
+        await until(lambda: handler.received == [b"last"])
 
 
 async def test_one_client_too_many_is_told_to_come_back(a, monkeypatch):

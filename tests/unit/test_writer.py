@@ -90,6 +90,7 @@ async def test_who_asked_to_be_told_is_told_at_once_and_only_once(driver: Driver
 
     driver.answer(group)
     assert told == [lost, written]
+    assert written.tell is None
     assert written.result() == [1]
 
 

@@ -135,8 +135,8 @@ class Connection(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self.remote: Address | None = None
-        """The socket's other end; of an accepted connection that is no address to dial, and of one that took
-        the short way the machine is all that can be said."""
+        """The other end; of an accepted connection that is no address to dial, and where it took the short
+        way the machine is all that can be said."""
 
     # For those who use it
 
@@ -185,8 +185,14 @@ class Connection(asyncio.BufferedProtocol):
             return data
         try:
             return data[os.write(self._descriptor, data) :]
+        except BrokenPipeError:  # what the other end said last may still be there to be read, before its end
+            return b"" if self._is_reading else data
         except OSError:
             return data  # not now, or never again: the transport will find out
+
+    @property
+    def _is_reading(self) -> bool:
+        return self._transport is not None and cast(asyncio.ReadTransport, self._transport).is_reading()
 
     def close(self, reason: str = "this end closed it") -> None:
         """Ends the connection after what was sent; what still comes in is discarded."""
@@ -266,7 +272,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = transport
         sock = transport.get_extra_info("socket")
         if sock.family == socket.AF_UNIX:
-            self.remote = THIS_MACHINE
+            self.remote = self.remote or THIS_MACHINE
         else:
             self.remote = _address_of(transport.get_extra_info("peername"))
             _tune(sock)
@@ -548,8 +554,9 @@ async def _reach(address: Address, connection: Dialled) -> None:
     short = shortcut.dial(address)
     if short is None:
         await loop.create_connection(lambda: connection, address.host, address.port)
-    else:  # cancelled half-way, it would not be clear whose the socket is; and it takes no time
-        await asyncio.shield(loop.create_task(loop.create_unix_connection(lambda: connection, sock=short)))
+    else:  # which nothing may come between: a socket that no event loop has taken over would be left open
+        connection.remote = address
+        await loop.create_unix_connection(lambda: connection, sock=short)
 
 
 async def connect_client(

@@ -5,7 +5,7 @@ address (unix(7), Linux only). So whoever listens on a loopback address listens 
 as well, and whoever dials one tries that first. It costs a fraction of the system's work for each message.
 
 Anybody here may take such a name before its owner does. So a connection counts only where the one who listens
-is the same user, or root; to all others TCP leads, as before.
+is the same user, or root. Where that is not so, or a system forbids such sockets, TCP leads.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from ipaddress import ip_address
 from hotspare.settings import Address
 
 BACKLOG = 100
+NOBODY = 65534
+"""What the kernel says of a user who has no number in this user namespace."""
 _CREDENTIALS = struct.Struct("3i")
 """Of a peer: process, user and group."""
 
 
 def listen(host: str, port: int) -> socket.socket | None:
     """A listening socket for who dials that address within this machine; None where there is no short way.
-    Raises OSError."""
+    Raises OSError where the system does not allow it, or somebody else has the name."""
     name = _name(Address(_reachable_as(host), port))
     if name is None:
         return None
@@ -44,7 +46,10 @@ def dial(address: Address) -> socket.socket | None:
     name = _name(address)
     if name is None:
         return None
-    dialled = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        dialled = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError:  # the system does not allow it
+        return None
     dialled.setblocking(False)
     try:
         dialled.connect(name)
@@ -57,10 +62,10 @@ def dial(address: Address) -> socket.socket | None:
 
 
 def _is_trusted(dialled: socket.socket) -> bool:
-    """Whether who listens could do as they like with this process anyway."""
+    """Whether who listens is this process's own user, or root."""
     credentials = dialled.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, user, _ = _CREDENTIALS.unpack(credentials)
-    return user in (os.geteuid(), 0)
+    return user in (os.geteuid(), 0) and user != NOBODY
 
 
 def _reachable_as(host: str) -> str:

@@ -154,17 +154,24 @@ class Transport:
         try:
             listening = listen(host, self._listen.port)
             self._listen_on(listening)
-            port: int = listening.getsockname()[1]
-            short = shortcut.listen(host, port)
-            if short is not None:
-                self._listen_on(short)
         except OSError as exc:
             if exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 return exc
             self._close_listeners()
             raise self._cannot_listen(exc) from exc
+        port = listening.getsockname()[1]
         self._address = Address(self._listen.host, port)
+        self._bind_shortcut(host, port)
         return None
+
+    def _bind_shortcut(self, host: str, port: int) -> None:
+        try:
+            short = shortcut.listen(host, port)
+        except OSError as exc:
+            logger.warning("%s is reached by TCP alone: its Unix address: %s", self._address, exc.strerror)
+            return
+        if short is not None:
+            self._listen_on(short)
 
     def _listen_on(self, listening: socket.socket) -> None:
         self._listeners.append(Listener(listening, lambda: Accepted(self, self._security)))
