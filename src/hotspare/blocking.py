@@ -150,7 +150,7 @@ class SessionReplicator:
             )
         put = self._async.as_put(id, data, ttl_ms, if_version, if_absent, if_present)
         (result,) = self._engine.write_now([put], self._timeout_ms)  # without a coroutine: it is called most
-        return result if result > 0 else version_of(result, put.condition)
+        return version_of(result, put.condition)
 
     def store_sessions(self, sessions: Iterable[Item], *, ack: Ack | None = None) -> int:
         self._require_portal()  # before anything is taken

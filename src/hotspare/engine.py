@@ -34,7 +34,20 @@ class Outcome(asyncio.Future[list[int]]):
     """What came of a write. `await` gets to know it in the next turn of the event loop; `tell`, at once."""
 
     tell: Callable[[Outcome], object] | None = None
-    """Called on the event loop when it is known, unless it was already."""
+    """Called once, on the event loop, when it is known; unless it was already."""
+
+    def set_result(self, results: list[int], /) -> None:
+        super().set_result(results)
+        self._announce()
+
+    def set_exception(self, error: type[BaseException] | BaseException, /) -> None:
+        super().set_exception(error)
+        self._announce()
+
+    def _announce(self) -> None:
+        tell, self.tell = self.tell, None  # whom it names may hold on to this outcome
+        if tell is not None:
+            tell(self)
 
 
 class Engine(Protocol):

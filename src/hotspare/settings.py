@@ -81,6 +81,12 @@ class Address(NamedTuple):
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
+    @property
+    def from_here(self) -> Address:
+        """The address from this host, of a node that may listen on all of them."""
+        loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+        return Address(loopback.get(self.host, self.host), self.port)
+
     @classmethod
     def parse(cls, text: str, *, key: str = "address", ephemeral: bool = False) -> Address:
         """Reads host:port, and brings the host into its one canonical spelling.

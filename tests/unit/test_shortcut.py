@@ -38,7 +38,7 @@ def port() -> Iterator[int]:
     ("host", "dialled"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "::1"), ("::", "::1")]
 )
 def test_who_listens_on_this_machine_is_reached_the_short_way(host: str, dialled: str, port: int):
-    listening = shortcut.listen(host, port)
+    listening = shortcut.listen(Address(host, port))
     assert listening is not None
     with listening:
         short = shortcut.dial(Address(dialled, port))
@@ -53,24 +53,24 @@ def test_where_nobody_listens_there_is_no_short_way(port: int):
 
 
 def test_neither_is_there_one_to_other_machines(port: int):
-    assert shortcut.listen("192.0.2.1", port) is None
+    assert shortcut.listen(Address("192.0.2.1", port)) is None
     assert shortcut.dial(Address("192.0.2.1", port)) is None
 
 
 def test_a_name_belongs_to_one_listener_until_it_is_closed(port: int):
-    first = shortcut.listen("127.0.0.1", port)
+    first = shortcut.listen(Address("127.0.0.1", port))
     assert first is not None
     with first, pytest.raises(OSError, match="in use"):
-        shortcut.listen("127.0.0.1", port)
+        shortcut.listen(Address("127.0.0.1", port))
 
-    second = shortcut.listen("127.0.0.1", port)
+    second = shortcut.listen(Address("127.0.0.1", port))
     assert second is not None
     second.close()
 
 
 def test_where_too_many_wait_already_there_is_no_short_way(port: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shortcut, "BACKLOG", 0)
-    listening = shortcut.listen("127.0.0.1", port)
+    listening = shortcut.listen(Address("127.0.0.1", port))
     assert listening is not None
     waiting = []
     with listening:

@@ -137,7 +137,7 @@ async def start():
 def way(request, monkeypatch):
     """How nodes and clients reach a node of this machine: not every system has a short way."""
     if request.param == "TCP":
-        monkeypatch.setattr(shortcut, "listen", lambda host, port: None)
+        monkeypatch.setattr(shortcut, "listen", lambda address: None)
 
 
 @pytest_asyncio.fixture
@@ -654,7 +654,7 @@ async def test_within_a_machine_no_connection_goes_by_tcp(start):
 async def test_where_somebody_has_the_unix_address_a_node_is_reached_by_tcp(start, monkeypatch, log):
     with socket.create_server(("127.0.0.1", 0)) as owner:
         address = Address(*owner.getsockname())
-    other = shortcut.listen(*address)
+    other = shortcut.listen(address)
     assert other is not None
     with other:
         a = await start("a", listen=address)
@@ -958,7 +958,7 @@ async def test_a_client_that_would_miss_an_answer_is_cut_off(a, monkeypatch):
 async def test_what_a_node_said_last_is_read_although_nothing_can_be_said_to_it():
     with socket.create_server(("127.0.0.1", 0)) as owner:
         address = Address(*owner.getsockname())
-    listening = shortcut.listen(*address)
+    listening = shortcut.listen(address)
     assert listening is not None
     handler = Client()
     dialling = asyncio.ensure_future(connect_client(address, handler))

@@ -65,7 +65,7 @@ async def _run(settings: Settings, store: LmdbStore, options: Namespace) -> int:
         await _first_of(ready, command.ended, node.failed)
         if not (command.ended.done() or node.failed.done()):
             ready.result()
-            command.start(_environment(options, _here(node.listening)))
+            command.start(_environment(options, node.listening.from_here))
             await _first_of(command.ended, node.failed)
         if node.failed.done():
             await command.end()
@@ -96,12 +96,6 @@ def _environment(options: Namespace, attach: Address) -> dict[str, str]:
     files[FILE_VARIABLE] = options.config
     given = {name: str(Path(path).resolve()) for name, path in files.items() if path is not None}
     return os.environ | given | {ATTACH_VARIABLE: str(attach)}
-
-
-def _here(address: Address) -> Address:
-    """The address from this host, of a node that may listen on all of them."""
-    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-    return Address(loopback.get(address.host, address.host), address.port)
 
 
 class _Command:

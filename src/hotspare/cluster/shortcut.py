@@ -14,21 +14,20 @@ import os
 import socket
 import struct
 import sys
-from ipaddress import ip_address
 
-from hotspare.settings import Address
+from hotspare.cluster.listener import BACKLOG
+from hotspare.settings import Address, is_loopback
 
-BACKLOG = 100
 NOBODY = 65534
 """What the kernel says of a user who has no number in this user namespace."""
 _CREDENTIALS = struct.Struct("3i")
 """Of a peer: process, user and group."""
 
 
-def listen(host: str, port: int) -> socket.socket | None:
+def listen(address: Address) -> socket.socket | None:
     """A listening socket for who dials that address within this machine; None where there is no short way.
     Raises OSError where the system does not allow it, or somebody else has the name."""
-    name = _name(Address(_reachable_as(host), port))
+    name = _name(address.from_here)
     if name is None:
         return None
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -68,11 +67,7 @@ def _is_trusted(dialled: socket.socket) -> bool:
     return user in (os.geteuid(), 0) and user != NOBODY
 
 
-def _reachable_as(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-
-
 def _name(address: Address) -> bytes | None:
-    if sys.platform != "linux" or not ip_address(address.host).is_loopback:
+    if sys.platform != "linux" or not is_loopback(address.host):
         return None
     return f"\0hotspare/{address}".encode()

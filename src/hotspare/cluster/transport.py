@@ -161,12 +161,12 @@ class Transport:
             raise self._cannot_listen(exc) from exc
         port = listening.getsockname()[1]
         self._address = Address(self._listen.host, port)
-        self._bind_shortcut(host, port)
+        self._bind_shortcut(Address(host, port))
         return None
 
-    def _bind_shortcut(self, host: str, port: int) -> None:
+    def _bind_shortcut(self, address: Address) -> None:
         try:
-            short = shortcut.listen(host, port)
+            short = shortcut.listen(address)
         except OSError as exc:
             logger.warning("%s is reached by TCP alone: its Unix address: %s", self._address, exc.strerror)
             return

@@ -75,9 +75,6 @@ class Writer:
                 outcome.set_exception(Unavailable(reason) if results.certain else OutcomeUnknown(reason))
             else:
                 outcome.set_result(results)
-            tell, outcome.tell = outcome.tell, None  # whom it names may hold on to the outcome
-            if tell is not None:
-                tell(outcome)
 
         self.origin.submit(Parcel(commands, size_bytes, give_up_ms, done), now_ms)
         self._wake()
