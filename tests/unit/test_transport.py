@@ -847,15 +847,43 @@ async def test_dialling_may_be_cancelled_at_any_moment_and_closes_what_is_its_ow
     for _ in range(turns):
         await asyncio.sleep(0)
     dialling.cancel()
-    for _ in range(10):  # what is opened from now on may get the number of a descriptor that is closed twice
+    await turns_of_the_loop(10)
+    with files_that_stay_open():
+        with contextlib.suppress(asyncio.CancelledError):
+            (await dialling).abort()
+        del dialling
+
+
+@pytest.mark.parametrize("closed", ["before it is greeted", "while it is greeted"])
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no short way here")
+async def test_who_is_dialled_and_dies_at_once_takes_one_descriptor_along(closed, monkeypatch):
+    ends = list(socket.socketpair())
+    other = ends.pop()
+    monkeypatch.setattr(shortcut, "dial", lambda address: ends.pop())
+    if closed == "before it is greeted":
+        other.close()
+    else:
+        asyncio.get_running_loop().call_soon(other.close)
+    with pytest.raises(Unavailable):
+        await connect_client(Address("127.0.0.1", 1), Client())
+    await turns_of_the_loop(10)
+    with files_that_stay_open():
+        pass
+
+
+async def turns_of_the_loop(count):
+    for _ in range(count):
         await asyncio.sleep(0)
+
+
+@contextlib.contextmanager
+def files_that_stay_open():
+    """Where a descriptor is closed twice, one of these gets its number in between, and is closed."""
     with contextlib.ExitStack() as opened:
         files = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]
         for file in files:
             opened.callback(os.close, file)
-        with contextlib.suppress(asyncio.CancelledError):
-            (await dialling).abort()
-        del dialling
+        yield
         gc.collect()
         for file in files:
             os.fstat(file)

@@ -554,9 +554,12 @@ async def _reach(address: Address, connection: Dialled) -> None:
     short = shortcut.dial(address)
     if short is None:
         await loop.create_connection(lambda: connection, address.host, address.port)
-    else:  # which nothing may come between: a socket that no event loop has taken over would be left open
+    else:
+        # The call for accepted sockets: there every event loop owns the socket before anything else happens.
+        # uvloop's `create_unix_connection` owns it only in the end, and if the connection is lost meanwhile,
+        # its descriptor is closed twice: the second time it may be another's.
         connection.remote = address
-        await loop.create_unix_connection(lambda: connection, sock=short)
+        await loop.connect_accepted_socket(lambda: connection, short)
 
 
 async def connect_client(
