@@ -22,7 +22,7 @@ from hotspare.engine import Ack, Engine, Read
 from hotspare.errors import ForkedProcess, NotReady
 from hotspare.events import Event
 from hotspare.portal import NOT_RUNNING, BehindPortal, Portal, run
-from hotspare.record import decode_record
+from hotspare.record import read_session
 from hotspare.replicator import (
     MAX_SLICES_UNDER_WAY,
     MAX_WAITING_EVENTS,
@@ -196,9 +196,7 @@ class SessionReplicator:
 
     def get_session(self, id: str, *, read: Read = "local") -> dict[str, Any] | None:
         if read == "local" and self._has_copy:
-            key = check_id(id)
-            record = self._read_local(key)
-            return None if record is None else decode_record(record, key, self._keyring)
+            return read_session(self._read_local, id, self._keyring)
         return run(self._verbs.get_session(id, read=read))
 
     def get_session_record(self, id: str, *, read: Read = "local") -> Session | None:

@@ -19,12 +19,14 @@ Tables that differ have equal digests about once in 2**32 times: fit to find def
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
 from typing import Any, Final, Protocol
 from zlib import crc32
 
 from hotspare.data import MAX_DATA_BYTES, decode_data, decode_unguarded
 from hotspare.errors import ConfigError, Undecryptable, corrupt
+from hotspare.rules import check_id
 
 __all__ = [
     "COMPRESSED",
@@ -39,6 +41,7 @@ __all__ = [
     "maybe_compress",
     "pack_header",
     "pack_record",
+    "read_session",
     "record_checksum",
     "record_data",
     "record_expires_at_ms",
@@ -129,6 +132,18 @@ class Cipher(Protocol):
 
     def decrypt(self, id: bytes, flags: int, data: bytes) -> tuple[int, bytes]:
         """Raises `Undecryptable`, also for data that is not encrypted and should be."""
+
+
+def read_session(
+    read: Callable[[bytes], bytes | None], id: str, cipher: Cipher | None
+) -> dict[str, Any] | None:
+    """The data of the record that `read` finds under this id: a whole local read in one compiled call.
+
+    Raises as `check_id`, `read` and `decode_record`.
+    """
+    key = check_id(id)
+    record = read(key)
+    return None if record is None else decode_record(record, key, cipher)
 
 
 def decode_record(record: bytes, id: bytes = b"", cipher: Cipher | None = None) -> dict[str, Any]:

@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "session": "",
         "rules": "errors",
         "data": "errors",
-        "record": "errors data",
+        "record": "errors rules data",
         "encryption": "errors settings record",
         "store": "errors",
         "raft": "errors",
