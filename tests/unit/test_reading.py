@@ -153,6 +153,30 @@ def test_without_a_lease_nothing_is_answered(reads: LocalReads):
         reads.check_fresh(T_MS)
 
 
+@pytest.mark.parametrize("age_ms", [4.0, 4.9, 5.0, 6.0])
+def test_a_session_expires_as_time_passes_and_nobody_says_anything(
+    reads: LocalReads, clock: Clock, store: HoldingUp, age_ms: float
+):
+    transaction = store.begin()
+    transaction.sessions[b"s1"] = record(CLUSTER_MS + 5)
+    transaction.commit()
+    reads.publish(T_MS + LIMIT_MS, told(), T_MS, SERVER)
+
+    clock.now_ms = T_MS + age_ms
+
+    assert (reads.read(b"s1") is None) == (age_ms >= 5)
+
+
+@pytest.mark.parametrize("stamp_ms", [59_999, 60_000])
+def test_what_expired_by_a_stamp_that_was_applied_is_not_read(reads: LocalReads, stamp_ms: int):
+    """The clock of this host may be behind the leader's."""
+    cluster_clock = told()
+    cluster_clock.at_least(CLUSTER_MS + stamp_ms)
+    reads.publish(T_MS + LIMIT_MS, cluster_clock, T_MS, SERVER)
+
+    assert (reads.read(b"s1") is None) == (stamp_ms >= 60_000)
+
+
 # However old
 
 
